@@ -1,0 +1,226 @@
+package mesh
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Parts is the raw material of a Snapshot, in any order.
+type Parts struct {
+	Settings   Settings    `json:"settings"`
+	Namespaces []Namespace `json:"namespaces,omitempty"`
+	Workloads  []Workload  `json:"workloads,omitempty"`
+	Services   []Service   `json:"services,omitempty"`
+	Grants     []Grant     `json:"grants,omitempty"`
+	Splits     []Split     `json:"splits,omitempty"`
+}
+
+// Settings hold for the whole mesh.
+type Settings struct {
+	TrustDomain   string `json:"trustDomain"`
+	ClusterDomain string `json:"clusterDomain"`
+	// TrustBundle holds the roots that peers are verified against, as PEM
+	// certificates. Empty means that nobody is trusted.
+	TrustBundle string `json:"trustBundle,omitempty"`
+	// ServiceCIDRs are the ranges of ClusterIPs. Inside them only what policy
+	// allows is reachable; nothing is passed through.
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
+}
+
+// A Mode says what happens to a call that no Grant speaks of. The zero Mode is
+// the safe one.
+type Mode string
+
+const (
+	Enforced   Mode = ""           // denied
+	Permissive Mode = "permissive" // allowed, for every identity of the mesh
+)
+
+// String returns "enforced" or "permissive".
+func (m Mode) String() string {
+	if m == Permissive {
+		return "permissive"
+	}
+	return "enforced"
+}
+
+// A Namespace is a namespace of the mesh and what holds for its workloads.
+// Namespaces that are not in the mesh are not listed.
+type Namespace struct {
+	Name string `json:"name"`
+	// Mode decides about calls to the workloads of this namespace.
+	Mode Mode `json:"mode,omitempty"`
+	// AllowEgress lets the workloads of this namespace reach what is outside
+	// the mesh.
+	AllowEgress bool `json:"allowEgress,omitempty"`
+}
+
+// A Protocol is what a port speaks. The zero Protocol is found out connection
+// by connection.
+type Protocol string
+
+const (
+	Auto Protocol = ""     // sniffed, with a short timeout that falls back to TCP
+	HTTP Protocol = "http" // HTTP/1.x and HTTP/2 with prior knowledge
+	GRPC Protocol = "grpc" // as HTTP
+	TCP  Protocol = "tcp"  // opaque, TLS of the application and server-first protocols included
+)
+
+// IsHTTP reports whether p is always HTTP.
+func (p Protocol) IsHTTP() bool { return p == HTTP || p == GRPC }
+
+// A Workload is a pod with a proxy.
+type Workload struct {
+	ID       ProxyID  `json:"id"`
+	Identity Identity `json:"identity"`
+	// Ports are the ports it serves to the mesh: those that the Services which
+	// select the pod lead to. Anything else is closed to other pods.
+	Ports []WorkloadPort `json:"ports,omitempty"`
+}
+
+// A WorkloadPort is a port of a pod that a Service leads to.
+type WorkloadPort struct {
+	Port     uint16   `json:"port"`
+	Protocol Protocol `json:"protocol,omitempty"`
+}
+
+// A ServiceName names a Kubernetes Service.
+type ServiceName struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
+// String returns "namespace/name".
+func (s ServiceName) String() string { return s.Namespace + "/" + s.Name }
+
+// Compare orders services by namespace and name.
+func (s ServiceName) Compare(t ServiceName) int {
+	return cmp.Or(strings.Compare(s.Namespace, t.Namespace), strings.Compare(s.Name, t.Name))
+}
+
+// A PortName names one port of a Service. Its String is the name of the
+// listener, route, cluster and endpoints that lead there.
+type PortName struct {
+	ServiceName
+	Port uint16 `json:"port"`
+}
+
+// String returns "namespace/name:port".
+func (p PortName) String() string { return fmt.Sprintf("%s:%d", p.ServiceName, p.Port) }
+
+// Compare orders service ports by namespace, name and port number.
+func (p PortName) Compare(q PortName) int {
+	return cmp.Or(p.ServiceName.Compare(q.ServiceName), cmp.Compare(p.Port, q.Port))
+}
+
+// A Service is one port of a Kubernetes Service.
+type Service struct {
+	Name     PortName `json:"name"`
+	Protocol Protocol `json:"protocol,omitempty"`
+	// InMesh says that the Service's namespace is in the mesh. Calls to other
+	// Services are egress: they go where the pod addressed them, in plain text,
+	// if the caller's namespace allows egress.
+	InMesh bool `json:"inMesh,omitempty"`
+	// AlwaysReachable exempts the Kubernetes API server from the egress setting.
+	AlwaysReachable bool `json:"alwaysReachable,omitempty"`
+	// Addresses are the ClusterIPs. A headless Service has none.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	Headless  bool         `json:"headless,omitempty"`
+	// Identities are those that a server of this Service may present: the
+	// service accounts of the pods in the Service's own namespace that its
+	// selector matches, ready or not, so that a name is accepted before the
+	// first endpoint with it appears. Empty means nobody.
+	Identities []Identity `json:"identities,omitempty"`
+	Endpoints  []Endpoint `json:"endpoints,omitempty"`
+}
+
+// An Endpoint is one address that serves a Service port.
+type Endpoint struct {
+	Address netip.Addr `json:"address"`
+	Port    uint16     `json:"port"`
+	// Identity is who answers there. It is nobody for an endpoint outside the
+	// mesh, which is reached in plain text.
+	Identity Identity `json:"identity,omitzero"`
+	// Draining endpoints finish what they have and get nothing new while others
+	// are left.
+	Draining bool   `json:"draining,omitempty"`
+	Zone     string `json:"zone,omitempty"`
+	Hostname string `json:"hostname,omitempty"`
+	// Weight is relative to the other endpoints; zero counts as one.
+	Weight uint32 `json:"weight,omitempty"`
+}
+
+// A Grant lets some identities call the workloads of one service account.
+type Grant struct {
+	// Source names the object that made the grant, for people: "TrafficTarget
+	// bookstore/bookbuyer".
+	Source  string     `json:"source"`
+	Server  Identity   `json:"server"`
+	Callers []Identity `json:"callers"`
+	// HTTP says which requests are allowed on HTTP ports; any one match is
+	// enough. Empty allows none: a grant opens what it names and nothing else.
+	HTTP []HTTPMatch `json:"http,omitempty"`
+	// Ports are the server's ports (not the Service's). For TCP they are opened;
+	// empty opens none. For HTTP they narrow the grant to these ports; empty
+	// means every HTTP port.
+	Ports []uint16 `json:"ports,omitempty"`
+}
+
+// A HTTPMatch describes requests. All its conditions must hold; the zero
+// HTTPMatch is every request.
+type HTTPMatch struct {
+	// Path is matched without the query, after normalisation.
+	Path    StringMatch   `json:"path,omitzero"`
+	Methods []string      `json:"methods,omitempty"` // any one of them; empty is any
+	Headers []HeaderMatch `json:"headers,omitempty"` // all of them
+}
+
+// A HeaderMatch is a condition on one header. Name is in lower case; a
+// condition on host is written with the name ":authority".
+type HeaderMatch struct {
+	Name  string      `json:"name"`
+	Value StringMatch `json:"value"`
+}
+
+// A MatchKind says how a StringMatch compares.
+type MatchKind string
+
+const (
+	Any    MatchKind = ""       // every value
+	Exact  MatchKind = "exact"  // the whole value is equal
+	Prefix MatchKind = "prefix" // for a path: of whole segments
+	Regex  MatchKind = "regex"  // RE2, and the whole value must match
+)
+
+// A StringMatch is a condition on a string.
+type StringMatch struct {
+	Kind  MatchKind `json:"kind,omitempty"`
+	Value string    `json:"value,omitempty"`
+}
+
+// A Split shares the calls of a Service out among others of its namespace.
+type Split struct {
+	Source   string          `json:"source"`
+	Apex     ServiceName     `json:"apex"`
+	Backends []WeightedShare `json:"backends"`
+	// Matches narrows an HTTP split to some requests; empty means all. The
+	// others go to the apex itself.
+	Matches []HTTPMatch `json:"matches,omitempty"`
+}
+
+// A WeightedShare is a backend of a Split, a Service in the apex's namespace.
+type WeightedShare struct {
+	Service string `json:"service"`
+	Weight  uint32 `json:"weight"`
+}
+
+// A Retry says which failed calls are made again. The zero Retry is the
+// mesh's default: only what certainly never reached the application.
+type Retry struct {
+	On            []string      `json:"on,omitempty"` // Envoy's retry_on words
+	Attempts      uint32        `json:"attempts,omitempty"`
+	PerTryTimeout time.Duration `json:"perTryTimeout,omitempty"`
+}

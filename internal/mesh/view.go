@@ -1,0 +1,100 @@
+package mesh
+
+import (
+	"net/netip"
+	"time"
+)
+
+// A View is one proxy's part of a Snapshot. It holds nothing of the proxy's own
+// pod, so that replicas share all of it. Equal keys mean equal content, within a
+// Snapshot and across Snapshots.
+type View struct {
+	Trust    *Trust    `json:"trust"`
+	Inbound  *Inbound  `json:"inbound"`
+	Outbound *Outbound `json:"outbound"`
+}
+
+// Trust is what peers are verified against.
+type Trust struct {
+	Key         string `json:"key"`
+	TrustDomain string `json:"trustDomain"`
+	Bundle      string `json:"bundle"` // PEM; empty trusts nobody
+}
+
+// Inbound is what a workload serves. All replicas of a workload share one.
+type Inbound struct {
+	Key         string        `json:"key"`
+	TrustDomain string        `json:"trustDomain"`
+	Identity    Identity      `json:"identity"`
+	Ports       []InboundPort `json:"ports,omitempty"` // by port number
+}
+
+// An InboundPort is a port that a workload serves to the mesh.
+type InboundPort struct {
+	Port     uint16   `json:"port"`
+	Protocol Protocol `json:"protocol,omitempty"`
+	Mode     Mode     `json:"mode,omitempty"`
+	// Rules say which requests are allowed when the port speaks HTTP in enforced
+	// mode: a request is allowed if any rule covers it. No rule denies all.
+	Rules []Rule `json:"rules,omitempty"`
+	// Callers may connect when the port speaks TCP in enforced mode. Empty means
+	// nobody. Permissive mode lets everyone in who has the mesh's trust.
+	Callers []Identity `json:"callers,omitempty"`
+}
+
+// A Rule allows some identities some requests.
+type Rule struct {
+	Source  string     `json:"source"` // the object that made it
+	Match   HTTPMatch  `json:"match"`
+	Callers []Identity `json:"callers"` // sorted, never empty
+}
+
+// Outbound is where the calls of an identity may go. All workloads of a service
+// account share one.
+type Outbound struct {
+	Key          string         `json:"key"` // of everything here but Bundles
+	TrustDomain  string         `json:"trustDomain"`
+	Caller       Identity       `json:"caller"`
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
+	AllowEgress  bool           `json:"allowEgress,omitempty"`
+	// Bundles are sorted by name. An address inside ServiceCIDRs that no bundle
+	// has is denied.
+	Bundles []*Bundle `json:"bundles,omitempty"`
+}
+
+// A Bundle is one Service port as some callers see it. Callers that see it
+// alike share the same Bundle.
+type Bundle struct {
+	Key         string       `json:"key"`
+	Name        PortName     `json:"name"`
+	TrustDomain string       `json:"trustDomain"`
+	Protocol    Protocol     `json:"protocol,omitempty"`
+	Addresses   []netip.Addr `json:"addresses,omitempty"` // ClusterIPs
+	Headless    bool         `json:"headless,omitempty"`  // reached by the endpoints' own addresses
+	// Passthrough bundles lead, in plain text, to the address that the
+	// application dialled; they have neither routes nor identities.
+	Passthrough bool `json:"passthrough,omitempty"`
+	// Routes are for HTTP, tried in order; the last one matches everything.
+	Routes []Route `json:"routes,omitempty"`
+	// Identities that a server may present, sorted. Empty means nobody.
+	Identities []Identity `json:"identities,omitempty"`
+	// Endpoints that the callers may use, sorted by address and port. A TCP split
+	// has its backends' endpoints here, with their weights.
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
+}
+
+// A Route sends the requests that it matches to its shares.
+type Route struct {
+	Match HTTPMatch `json:"match,omitzero"`
+	// Shares lead to bundles of the same Outbound. Weights are relative. Empty,
+	// or all of weight zero, answers 503.
+	Shares  []Share       `json:"shares,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"` // zero is none
+	Retry   Retry         `json:"retry,omitzero"`
+}
+
+// A Share is a part of the traffic that goes to one bundle's endpoints.
+type Share struct {
+	To     PortName `json:"to"`
+	Weight uint32   `json:"weight"`
+}
