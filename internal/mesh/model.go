@@ -134,7 +134,9 @@ type Service struct {
 	// selector matches, ready or not, so that a name is accepted before the
 	// first endpoint with it appears. Empty means nobody.
 	Identities []Identity `json:"identities,omitempty"`
-	Endpoints  []Endpoint `json:"endpoints,omitempty"`
+	// TargetPorts are the ports on which those pods serve it, ready or not.
+	TargetPorts []uint16   `json:"targetPorts,omitempty"`
+	Endpoints   []Endpoint `json:"endpoints,omitempty"`
 }
 
 // An Endpoint is one address that serves a Service port.
@@ -159,7 +161,7 @@ type Grant struct {
 	// bookstore/bookbuyer".
 	Source  string     `json:"source"`
 	Server  Identity   `json:"server"`
-	Callers []Identity `json:"callers"`
+	Callers []Identity `json:"callers"` // at least one
 	// HTTP says which requests are allowed on HTTP ports; any one match is
 	// enough. Empty allows none: a grant opens what it names and nothing else.
 	HTTP []HTTPMatch `json:"http,omitempty"`

@@ -1,0 +1,92 @@
+package mesh
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// inbound returns what w serves. Workloads of equal identity and ports share it.
+func (s *Snapshot) inbound(w *Workload) *Inbound {
+	key := fmt.Sprint(w.Identity, w.Ports)
+	return s.inbounds.get(key, func() *Inbound {
+		in := &Inbound{TrustDomain: s.parts.Settings.TrustDomain, Identity: w.Identity}
+		for _, p := range w.Ports {
+			in.Ports = append(in.Ports, s.inboundPort(w.Identity, p))
+		}
+		in.Key = digest(in)
+		return in
+	})
+}
+
+func (s *Snapshot) inboundPort(server Identity, p WorkloadPort) InboundPort {
+	out := InboundPort{Port: p.Port, Protocol: p.Protocol, Mode: s.mode(server.Namespace)}
+	if out.Mode == Permissive {
+		return out
+	}
+	rules := ruleSet{}
+	for _, g := range s.byServer[server] {
+		if g.opensHTTP(p.Port, p.Protocol) {
+			rules.add(g)
+		}
+		if g.opensTCP(p.Port, p.Protocol) {
+			out.Callers = append(out.Callers, g.Callers...)
+		}
+	}
+	out.Rules = rules.sorted()
+	out.Callers = set(out.Callers, Identity.Compare)
+	return out
+}
+
+// opensHTTP reports whether g allows requests on a port of its server.
+func (g *Grant) opensHTTP(port uint16, p Protocol) bool {
+	return p != TCP && len(g.HTTP) > 0 && (len(g.Ports) == 0 || slices.Contains(g.Ports, port))
+}
+
+// opensTCP reports whether g allows connections to a port of its server.
+//
+// On a port whose protocol is sniffed, a grant that also has HTTP rules opens no
+// TCP: there its ports say where the rules hold, and a caller that does not look
+// like HTTP would get round them.
+func (g *Grant) opensTCP(port uint16, p Protocol) bool {
+	return !p.IsHTTP() && slices.Contains(g.Ports, port) && (p == TCP || len(g.HTTP) == 0)
+}
+
+// opens reports whether g allows anything on a port of its server.
+func (g *Grant) opens(port uint16, p Protocol) bool {
+	return g.opensHTTP(port, p) || g.opensTCP(port, p)
+}
+
+// A ruleSet has one rule for each match, whichever grants it comes from.
+type ruleSet map[string]*merged
+
+type merged struct {
+	match   HTTPMatch
+	sources []string
+	callers []Identity
+}
+
+func (r ruleSet) add(g *Grant) {
+	for _, m := range g.HTTP {
+		key := text(m)
+		if r[key] == nil {
+			r[key] = &merged{match: m}
+		}
+		r[key].sources = append(r[key].sources, g.Source)
+		r[key].callers = append(r[key].callers, g.Callers...)
+	}
+}
+
+// sorted returns the rules, the most specific first.
+func (r ruleSet) sorted() []Rule {
+	var rules []Rule
+	for _, m := range r {
+		rules = append(rules, Rule{
+			Source:  strings.Join(set(m.sources, strings.Compare), ", "),
+			Match:   m.match,
+			Callers: set(m.callers, Identity.Compare),
+		})
+	}
+	slices.SortFunc(rules, func(a, b Rule) int { return a.Match.compare(b.Match) })
+	return rules
+}

@@ -1,0 +1,174 @@
+package mesh
+
+import (
+	"slices"
+	"sync"
+)
+
+// outbound returns where the calls of an identity may go.
+func (s *Snapshot) outbound(caller Identity) *Outbound {
+	return s.outbounds.get(caller, func() *Outbound {
+		out := &Outbound{
+			TrustDomain:  s.parts.Settings.TrustDomain,
+			Caller:       caller,
+			ServiceCIDRs: s.parts.Settings.ServiceCIDRs,
+			AllowEgress:  s.namespaces[caller.Namespace].AllowEgress,
+		}
+		out.Key = digest(out)
+		out.Bundles = s.open()
+		if out.AllowEgress {
+			out.Bundles = s.outside()
+		}
+		if more := s.granted(caller); len(more) > 0 {
+			out.Bundles = byName(out.Bundles, more)
+		}
+		return out
+	})
+}
+
+func byName(lists ...[]*Bundle) []*Bundle {
+	return sorted(slices.Concat(lists...), func(a, b *Bundle) int { return a.Name.Compare(b.Name) })
+}
+
+// prepareShared makes ready the bundles that do not depend on who calls, apart
+// from whether it may leave the mesh. Callers without grants share these slices.
+func (s *Snapshot) prepareShared() {
+	s.open = sync.OnceValue(func() []*Bundle {
+		var out []*Bundle
+		for i := range s.parts.Services {
+			svc := s.services[s.parts.Services[i].Name]
+			switch {
+			case svc.AlwaysReachable:
+				out = append(out, s.passthrough(svc, svc.Endpoints))
+			case svc.InMesh && s.mode(svc.Name.Namespace) == Permissive:
+				out = append(out, s.bundle(svc, nil))
+			}
+		}
+		return out
+	})
+	s.outside = sync.OnceValue(func() []*Bundle {
+		var out []*Bundle
+		for i := range s.parts.Services {
+			svc := s.services[s.parts.Services[i].Name]
+			// The pods of a headless Service are outside the service CIDRs, where
+			// the egress setting alone decides.
+			if !svc.InMesh && !svc.AlwaysReachable && !svc.Headless {
+				out = append(out, s.passthrough(svc, nil))
+			}
+		}
+		return byName(s.open(), out)
+	})
+}
+
+// granted returns the bundles of enforced namespaces that a caller has grants
+// for, in any order.
+func (s *Snapshot) granted(caller Identity) []*Bundle {
+	r := reach{}
+	candidates := map[PortName]*Service{}
+	for _, g := range s.byCaller[caller] {
+		r[g.Server] = append(r[g.Server], g)
+		for _, svc := range s.serves[g.Server] {
+			candidates[svc.Name] = svc
+			for _, apex := range s.apexes[svc.Name.ServiceName] {
+				name := PortName{ServiceName: apex, Port: svc.Name.Port}
+				if a := s.services[name]; a != nil && !a.passthrough() {
+					candidates[name] = a
+				}
+			}
+		}
+	}
+	var out []*Bundle
+	for _, svc := range candidates {
+		if b := s.bundle(svc, r); b != nil {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// A reach is the grants of one caller, by server. The nil reach is that of every
+// caller in a permissive namespace: all of it.
+type reach map[Identity][]*Grant
+
+// may reports whether the caller may call a port of a server.
+func (r reach) may(server Identity, port uint16, p Protocol) bool {
+	return r == nil || slices.ContainsFunc(r[server], func(g *Grant) bool { return g.opens(port, p) })
+}
+
+// A side is the part of a Service that a caller may use.
+type side struct {
+	identities []Identity
+	endpoints  []Endpoint
+	ok         bool // it may use some of it
+}
+
+// side returns what of svc a caller may use. Endpoints outside the mesh are for
+// permissive namespaces only: nothing there could enforce anything.
+func (s *Snapshot) side(svc *Service, r reach) side {
+	if r == nil {
+		return side{identities: svc.Identities, endpoints: svc.Endpoints, ok: true}
+	}
+	ports := slices.Clone(svc.TargetPorts)
+	for _, e := range svc.Endpoints {
+		ports = append(ports, e.Port)
+	}
+	ports = set(ports, func(a, b uint16) int { return int(a) - int(b) })
+	out := side{
+		identities: filter(svc.Identities, func(id Identity) bool {
+			return slices.ContainsFunc(ports, func(p uint16) bool { return r.may(id, p, svc.Protocol) })
+		}),
+		endpoints: filter(svc.Endpoints, func(e Endpoint) bool {
+			return !e.Identity.IsZero() && r.may(e.Identity, e.Port, svc.Protocol)
+		}),
+	}
+	out.ok = len(out.identities) > 0
+	return out
+}
+
+// bundle returns svc as a caller with a reach sees it, or nil if it may use
+// nothing of it.
+func (s *Snapshot) bundle(svc *Service, r reach) *Bundle {
+	own := s.side(svc, r)
+	b := &Bundle{
+		Name:        svc.Name,
+		TrustDomain: s.parts.Settings.TrustDomain,
+		Protocol:    svc.Protocol,
+		Addresses:   svc.Addresses,
+		Headless:    svc.Headless,
+		Identities:  own.identities,
+		Endpoints:   own.endpoints,
+	}
+	if svc.Protocol != TCP {
+		b.Routes = []Route{{Shares: []Share{{To: svc.Name, Weight: 1}}}}
+	}
+	if split := s.splits[svc.Name.ServiceName]; split != nil {
+		backends := s.backends(split, svc, r)
+		if !own.ok && len(backends) == 0 {
+			return nil
+		}
+		applySplit(b, split, backends)
+	} else if !own.ok {
+		return nil
+	}
+	return s.shared(b)
+}
+
+func (s *Snapshot) passthrough(svc *Service, endpoints []Endpoint) *Bundle {
+	return s.shared(&Bundle{
+		Name:        svc.Name,
+		TrustDomain: s.parts.Settings.TrustDomain,
+		Protocol:    svc.Protocol,
+		Addresses:   svc.Addresses,
+		Passthrough: true,
+		Endpoints:   endpoints,
+	})
+}
+
+// shared gives b its key, and returns the bundle that has had it first.
+func (s *Snapshot) shared(b *Bundle) *Bundle {
+	key := digest(b)
+	return s.bundles.get(key, func() *Bundle {
+		b.Key = key
+		return b
+	})
+}

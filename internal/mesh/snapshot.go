@@ -1,0 +1,177 @@
+package mesh
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// A Snapshot is everything needed to configure any proxy, at one moment. It
+// never changes, and any number of goroutines may use it at the same time.
+type Snapshot struct {
+	parts   Parts // sorted, and never changed
+	version string
+
+	namespaces map[string]Namespace
+	workloads  map[ProxyID]*Workload
+	services   map[PortName]*Service
+	ports      map[ServiceName][]*Service // the ports of a Service
+	serves     map[Identity][]*Service    // in enforced namespaces
+	byServer   map[Identity][]*Grant
+	byCaller   map[Identity][]*Grant
+	splits     map[ServiceName]*Split
+	apexes     map[ServiceName][]ServiceName // of the splits that name a backend
+
+	trust   *Trust
+	open    func() []*Bundle // what every caller has, made at the first call
+	outside func() []*Bundle // what every caller with egress has, open included
+	// Views are made when they are asked for, and then kept.
+	inbounds  memo[string, *Inbound]
+	outbounds memo[Identity, *Outbound]
+	bundles   memo[string, *Bundle] // by key, so that equal ones are one
+}
+
+// NewSnapshot sorts, checks and indexes parts. The same parts in another order
+// make an equal Snapshot. It leaves parts alone and shares some of its slices,
+// so the caller must not change them afterwards. The error joins every fault
+// found.
+func NewSnapshot(parts Parts) (*Snapshot, error) {
+	parts = canonical(parts)
+	if err := errors.Join(faults(parts)...); err != nil {
+		return nil, fmt.Errorf("make snapshot: %w", err)
+	}
+	s := &Snapshot{parts: parts, version: digest(parts)}
+	s.index()
+	return s, nil
+}
+
+// Version names the content of s. Snapshots of equal Version are
+// interchangeable.
+func (s *Snapshot) Version() string { return s.version }
+
+// Settings returns what holds for the whole mesh. It is shared: do not change it.
+func (s *Snapshot) Settings() Settings { return s.parts.Settings }
+
+// Dump returns all that s was made of, sorted. It is shared: do not change it.
+func (s *Snapshot) Dump() Parts { return s.parts }
+
+// Proxies returns the proxies of the mesh, sorted.
+func (s *Snapshot) Proxies() []ProxyID {
+	ids := make([]ProxyID, len(s.parts.Workloads))
+	for i, w := range s.parts.Workloads {
+		ids[i] = w.ID
+	}
+	return ids
+}
+
+// Workload returns the pod that the proxy id runs in, and whether it is in the
+// mesh. It is shared: do not change it.
+func (s *Snapshot) Workload(id ProxyID) (Workload, bool) {
+	w, ok := s.workloads[id]
+	if !ok {
+		return Workload{}, false
+	}
+	return *w, true
+}
+
+// View returns what the proxy id serves and may call. It reports false when id
+// is not in the mesh, which is normal while a pod starts or goes away. Asking
+// again, or for a replica, costs next to nothing.
+func (s *Snapshot) View(id ProxyID) (View, bool) {
+	w, ok := s.workloads[id]
+	if !ok {
+		return View{}, false
+	}
+	return View{Trust: s.trust, Inbound: s.inbound(w), Outbound: s.outbound(w.Identity)}, true
+}
+
+func (s *Snapshot) index() {
+	p := s.parts
+	s.namespaces = make(map[string]Namespace, len(p.Namespaces))
+	for _, n := range p.Namespaces {
+		s.namespaces[n.Name] = n
+	}
+	s.workloads = make(map[ProxyID]*Workload, len(p.Workloads))
+	for i := range p.Workloads {
+		s.workloads[p.Workloads[i].ID] = &p.Workloads[i]
+	}
+	s.indexServices()
+	s.byServer, s.byCaller = map[Identity][]*Grant{}, map[Identity][]*Grant{}
+	for i := range p.Grants {
+		g := &p.Grants[i]
+		s.byServer[g.Server] = append(s.byServer[g.Server], g)
+		for _, c := range g.Callers {
+			s.byCaller[c] = append(s.byCaller[c], g)
+		}
+	}
+	s.splits, s.apexes = map[ServiceName]*Split{}, map[ServiceName][]ServiceName{}
+	for i := range p.Splits {
+		sp := &p.Splits[i]
+		s.splits[sp.Apex] = sp
+		for _, b := range sp.Backends {
+			name := ServiceName{Namespace: sp.Apex.Namespace, Name: b.Service}
+			s.apexes[name] = append(s.apexes[name], sp.Apex)
+		}
+	}
+	s.trust = &Trust{TrustDomain: p.Settings.TrustDomain, Bundle: p.Settings.TrustBundle}
+	s.trust.Key = digest(s.trust)
+	s.prepareShared()
+}
+
+func (s *Snapshot) indexServices() {
+	s.services = make(map[PortName]*Service, len(s.parts.Services))
+	s.ports, s.serves = map[ServiceName][]*Service{}, map[Identity][]*Service{}
+	claimed := make(map[netip.AddrPort]bool, len(s.parts.Services))
+	for _, svc := range s.parts.Services {
+		svc = claim(svc, claimed)
+		s.services[svc.Name] = &svc
+		s.ports[svc.Name.ServiceName] = append(s.ports[svc.Name.ServiceName], &svc)
+		if svc.passthrough() || s.mode(svc.Name.Namespace) == Permissive {
+			continue
+		}
+		for _, id := range svc.Identities {
+			s.serves[id] = append(s.serves[id], &svc)
+		}
+	}
+}
+
+// claim takes from svc the addresses that an earlier Service is called by: a
+// proxy can listen on each only once. It happens where several headless Services
+// select a pod, and for a moment when a ClusterIP changes hands.
+func claim(svc Service, claimed map[netip.AddrPort]bool) Service {
+	free := func(a netip.AddrPort) bool {
+		taken := claimed[a]
+		claimed[a] = true
+		return !taken
+	}
+	svc.Addresses = filter(svc.Addresses, func(a netip.Addr) bool { return free(netip.AddrPortFrom(a, svc.Name.Port)) })
+	if svc.Headless && svc.InMesh || svc.AlwaysReachable {
+		svc.Endpoints = filter(svc.Endpoints, func(e Endpoint) bool { return free(netip.AddrPortFrom(e.Address, e.Port)) })
+	}
+	return svc
+}
+
+// mode returns the Mode of a namespace; one that is not in the mesh is enforced.
+func (s *Snapshot) mode(namespace string) Mode { return s.namespaces[namespace].Mode }
+
+// passthrough reports whether calls to svc leave the mesh.
+func (svc *Service) passthrough() bool { return !svc.InMesh || svc.AlwaysReachable }
+
+// filter returns those of in that keep wants, in a new slice: what a Snapshot is
+// made of is shared.
+func filter[T any](in []T, keep func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(in), func(v T) bool { return !keep(v) })
+}
+
+// digest names the content of v, which has nothing in it that JSON leaves out.
+func digest(v any) string {
+	h := sha256.New()
+	if err := json.NewEncoder(h).Encode(v); err != nil {
+		panic(fmt.Sprintf("the model must encode: %v", err)) // only strings, numbers and addresses are in it
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
