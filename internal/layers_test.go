@@ -48,7 +48,7 @@ var layers = map[string]layer{
 		outside: []string{"github.com/envoyproxy/go-control-plane/", "google.golang.org/protobuf/"},
 	},
 	"webhook":          {ours: []string{"injector", "internal/annotation"}, outside: []string{"k8s.io/api/", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/", "github.com/go-logr/logr", "gomodules.xyz/jsonpatch/v2"}},
-	"internal/signing": {outside: []string{"google.golang.org/"}},
+	"internal/signing": {ours: []string{"internal/mesh"}, outside: []string{"google.golang.org/"}},
 	"internal/api":     {outside: []string{"k8s.io/apimachinery/"}},
 	"internal/controller": {
 		ours:    []string{"internal/mesh", "internal/ingest", "internal/api", "internal/annotation", "injector"},
