@@ -90,6 +90,7 @@ const (
 	EnvPodIPs         = "POD_IPS" // comma-separated
 	EnvServiceAccount = "SERVICE_ACCOUNT"
 	EnvNodeName       = "NODE_NAME"
+	EnvZone           = "TOPOLOGY_ZONE" // the pod's label topology.kubernetes.io/zone; may be empty
 )
 
 // Where the sidecar finds its volumes.
