@@ -4,10 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"path"
-	"strconv"
 )
 
 // ControlPlaneCluster is the name of the static cluster that reaches outriggerd.
@@ -109,9 +107,8 @@ func dynamicResources() object {
 }
 
 func controlPlane(s Settings, files Files) object {
-	host, port, _ := net.SplitHostPort(s.ControlPlane) // valid: Config has checked
-	number, _ := strconv.Atoi(port)
-	address := object{"socket_address": object{"address": host, "port_value": number}}
+	host, port, _ := splitHostPort(s.ControlPlane) // valid: Config has checked
+	address := object{"socket_address": object{"address": host, "port_value": port}}
 	return object{
 		"name":            ControlPlaneCluster,
 		"connect_timeout": "5s",

@@ -6,8 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
-	"net/textproto"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,7 +62,7 @@ func (s Settings) Validate() error {
 	if s.TrustDomain == "" || strings.ContainsAny(s.TrustDomain, "/:@ ") {
 		fault("trustDomain: %q; allowed is a name such as cluster.local", s.TrustDomain)
 	}
-	if host, port, err := net.SplitHostPort(s.ControlPlane); err != nil || host == "" || !isPort(port) {
+	if _, _, ok := splitHostPort(s.ControlPlane); !ok {
 		fault("controlPlane: %q; allowed is HOST:PORT", s.ControlPlane)
 	}
 	if id, ok := strings.CutPrefix(s.ControlPlaneID, "spiffe://"); !ok || !strings.Contains(id, "/") {
@@ -134,14 +133,19 @@ func (p Probe) validate() error {
 func validateHeaders(headers []Header) []error {
 	var errs []error
 	for _, h := range headers {
-		if h.Name == "" || textproto.TrimString(h.Name) != h.Name || strings.ContainsAny(h.Name+h.Value, "\r\n\x00") {
+		if h.Name == "" || strings.TrimSpace(h.Name) != h.Name || strings.ContainsAny(h.Name+h.Value, "\r\n\x00") {
 			errs = append(errs, fmt.Errorf("header %q: allowed are a name and a value on one line", h.Name))
 		}
 	}
 	return errs
 }
 
-func isPort(text string) bool {
-	n, err := strconv.ParseUint(text, 10, 16)
-	return err == nil && n > 0
+// splitHostPort takes HOST:PORT apart, [IPv6]:PORT included.
+func splitHostPort(text string) (host string, port uint16, ok bool) {
+	if address, err := netip.ParseAddrPort(text); err == nil {
+		return address.Addr().String(), address.Port(), address.Port() > 0
+	}
+	host, number, _ := strings.Cut(text, ":")
+	n, err := strconv.ParseUint(number, 10, 16)
+	return host, uint16(n), host != "" && !strings.ContainsAny(host, "[]/@ ") && err == nil && n > 0
 }
