@@ -102,9 +102,8 @@ func parseWord(object, key, value string) (Word, error) {
 
 // InMesh reports whether a namespace with these labels is part of the mesh.
 // osmMesh is the OSM mesh name whose namespaces are ours too, or empty for none.
-// A value of
-// [Inject] that means nothing still counts: its pods are denied with a reason,
-// which a namespace outside the mesh could not do.
+// A value of [Inject] that means nothing still counts: its pods are denied with
+// a reason, which a namespace outside the mesh could not do.
 //
 // InMesh does not know the namespace's name: see [IsSystem].
 func InMesh(labels map[string]string, osmMesh string) bool {
