@@ -1,0 +1,127 @@
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/signing"
+)
+
+// Reasons for which a stream is refused.
+const (
+	reasonNoCertificate = "no-certificate"
+	reasonBadIdentity   = "bad-identity"
+	reasonBadNode       = "bad-node"
+	reasonOtherPod      = "other-pod"
+	reasonUnknownPod    = "unknown-pod"
+	reasonLookup        = "lookup-failed"
+	reasonNoRequest     = "no-request"
+	reasonTooMany       = "too-many"
+	reasonStopping      = "stopping"
+)
+
+func refuse(code codes.Code, reason, format string, args ...any) *signing.Refusal {
+	return &signing.Refusal{Code: code, Reason: reason, Err: fmt.Errorf(format, args...)}
+}
+
+// clientLeaf returns the certificate that a client has proved to own.
+func clientLeaf(ctx context.Context) (*x509.Certificate, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, refuse(codes.Unauthenticated, reasonNoCertificate, "the connection has no peer")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return nil, refuse(codes.Unauthenticated, reasonNoCertificate, "xDS needs a client certificate of the mesh")
+	}
+	leaf := info.State.VerifiedChains[0][0]
+	if !time.Now().Before(leaf.NotAfter) {
+		return nil, refuse(codes.Unauthenticated, reasonNoCertificate, "the client certificate ended at %s", leaf.NotAfter.Format(time.RFC3339))
+	}
+	return leaf, nil
+}
+
+// bind checks that a certificate was made for the pod that a node id names, and
+// returns whose it is. The service account alone is not enough: with it, one
+// replica could speak for another.
+func bind(leaf *x509.Certificate, node, trustDomain string) (mesh.ProxyID, mesh.Identity, error) {
+	if len(leaf.URIs) != 1 {
+		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.Unauthenticated, reasonBadIdentity, "the client certificate has %d URIs; exactly one is allowed", len(leaf.URIs))
+	}
+	identity, err := mesh.ParseURI(leaf.URIs[0].String(), trustDomain)
+	if err != nil {
+		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.Unauthenticated, reasonBadIdentity, "read the client certificate: %w", err)
+	}
+	id, err := mesh.ParseProxyID(node)
+	if err != nil {
+		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.InvalidArgument, reasonBadNode, "%w", err)
+	}
+	if leaf.Subject.SerialNumber == "" || leaf.Subject.SerialNumber != id.UID || identity.Namespace != id.Namespace {
+		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.PermissionDenied, reasonOtherPod,
+			"the certificate of %s for the pod with uid %q does not allow speaking for %s", identity, leaf.Subject.SerialNumber, id)
+	}
+	return id, identity, nil
+}
+
+// known checks that the pod exists and has that service account, in the current
+// snapshot or, where that may be behind, in the cluster.
+func (s *Server) known(ctx context.Context, id mesh.ProxyID, identity mesh.Identity) error {
+	if w, ok := s.workload(id); ok {
+		return sameIdentity(id, identity, w.Identity)
+	}
+	found, ok, err := s.cfg.Pods.Identity(ctx, id)
+	switch {
+	case err != nil:
+		return refuse(codes.Unavailable, reasonLookup, "look up pod %s: %w", id, err)
+	case !ok:
+		return refuse(codes.PermissionDenied, reasonUnknownPod, "there is no pod %s with a proxy in the mesh", id)
+	default:
+		return sameIdentity(id, identity, found)
+	}
+}
+
+func sameIdentity(id mesh.ProxyID, certificate, pod mesh.Identity) error {
+	if certificate != pod {
+		return refuse(codes.PermissionDenied, reasonOtherPod, "pod %s runs as %s, and the certificate is for %s", id, pod, certificate)
+	}
+	return nil
+}
+
+func (s *Server) workload(id mesh.ProxyID) (mesh.Workload, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.snapshot == nil {
+		return mesh.Workload{}, false
+	}
+	return s.snapshot.Workload(id)
+}
+
+// reasonOf returns the reason of a refusal, for metrics.
+func reasonOf(err error) string {
+	if refusal, ok := errors.AsType[*signing.Refusal](err); ok {
+		return refusal.Reason
+	}
+	return "error"
+}
+
+// clientAddress returns the address of the peer, or the zero address.
+func clientAddress(ctx context.Context) netip.Addr {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return netip.Addr{}
+	}
+	address, err := netip.ParseAddrPort(p.Addr.String())
+	if err != nil {
+		return netip.Addr{} // a listener without addresses: all clients count as one
+	}
+	return address.Addr().Unmap()
+}

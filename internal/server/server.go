@@ -1,0 +1,196 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/signing"
+	"github.com/outrigger-mesh/outrigger/internal/xds"
+)
+
+// Credentials are how the server proves who it is, and whose certificates it
+// believes.
+type Credentials interface {
+	// TLS returns the serving certificate and the roots of the mesh as they are
+	// now. It is called for each connection and must not block.
+	TLS() (*tls.Certificate, *x509.CertPool, error)
+}
+
+// Pods are asked for a pod that no snapshot has yet, because the caches are
+// behind the proxy that has just started.
+type Pods interface {
+	// Identity returns the service account of a pod that has a proxy and is in the
+	// mesh, and whether there is such a pod now.
+	Identity(ctx context.Context, id mesh.ProxyID) (mesh.Identity, bool, error)
+}
+
+// A Signer decides about requests for certificates.
+type Signer interface {
+	// Sign returns the chain, leaf first, for the request of whoever has the token,
+	// and the roots of the mesh; all DER. The error is a *signing.Refusal when the
+	// caller is to blame.
+	Sign(ctx context.Context, token string, csr []byte) (chain, roots [][]byte, err error)
+}
+
+// A Config says whom a Server asks and what it allows. The interfaces, Log and
+// Metrics are required; the zero value of everything else is a default that
+// suits a production mesh.
+type Config struct {
+	TrustDomain string
+	Credentials Credentials
+	Pods        Pods
+	Signer      Signer
+	Log         logr.Logger
+	Metrics     prometheus.Registerer
+
+	// StreamRate is how many xDS streams may be opened in a second; zero is 200.
+	// More of them wait, so that a whole mesh that reconnects at once does not
+	// take the server down.
+	StreamRate rate.Limit
+	// SignRate is how many certificates one address may ask for in a second, and
+	// SignBurst how many at once; zero is 1 and 10.
+	SignRate  rate.Limit
+	SignBurst int
+	// WarmTime is how long listeners and routes wait for clusters to be
+	// acknowledged; zero is 2 s.
+	WarmTime time.Duration
+	// ConnectionAge is when a client is asked to connect again, give or take a
+	// tenth, so that clients spread over the replicas; zero is 30 minutes.
+	ConnectionAge time.Duration
+	// StopTime is how long calls that are under way may take when the server
+	// stops; zero is 5 s.
+	StopTime time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	c.StreamRate = cmp.Or(c.StreamRate, 200)
+	c.SignRate = cmp.Or(c.SignRate, 1)
+	c.SignBurst = cmp.Or(c.SignBurst, 10)
+	c.WarmTime = cmp.Or(c.WarmTime, 2*time.Second)
+	c.ConnectionAge = cmp.Or(c.ConnectionAge, 30*time.Minute)
+	c.StopTime = cmp.Or(c.StopTime, 5*time.Second)
+	return c
+}
+
+// A Server serves xDS and signing. It is safe for concurrent use.
+type Server struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	signing.UnimplementedCertificatesServer
+
+	cfg     Config
+	metrics metrics
+	opening *rate.Limiter // streams
+	signing *addressLimiter
+	cache   *xds.Cache
+	steps   steps
+
+	mu        sync.Mutex
+	snapshot  *mesh.Snapshot // nil until the first Publish
+	published time.Time
+	proxies   map[*proxy]struct{} // those with an open stream
+	stopping  bool
+}
+
+// New returns a Server that knows nothing yet: until the first Publish, streams
+// are open and hear nothing, so that proxies keep what they have.
+func New(cfg Config) *Server {
+	cfg = cfg.withDefaults()
+	return &Server{
+		cfg:     cfg,
+		metrics: newMetrics(cfg.Metrics),
+		opening: rate.NewLimiter(cfg.StreamRate, int(cfg.StreamRate)+1),
+		signing: newAddressLimiter(cfg.SignRate, cfg.SignBurst),
+		cache:   xds.NewCache(),
+		proxies: map[*proxy]struct{}{},
+	}
+}
+
+// Serve answers on a listener until ctx ends. Then it ends all streams, so that
+// proxies go to another replica, and waits for them a little.
+func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+	server := grpc.NewServer(s.options()...)
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, s)
+	signing.RegisterCertificatesServer(server, s)
+
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve xDS on %s: %w", listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	s.endStreams()
+	force := time.AfterFunc(s.cfg.StopTime, server.Stop)
+	defer force.Stop()
+	server.GracefulStop()
+	if err := <-failed; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve xDS on %s: %w", listener.Addr(), err)
+	}
+	return nil
+}
+
+// What a connection may use. A reconnecting proxy names every resource that it
+// has, which is about 100 bytes for each service and type.
+const (
+	maxMessage = 8 << 20
+	maxHeaders = 16 << 10 // a token is about 1 kB
+	maxStreams = 16       // an Envoy opens one, an agent one
+)
+
+func (s *Server) options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
+		grpc.ForceServerCodecV2(codec{}),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time:                  30 * time.Second,
+			Timeout:               10 * time.Second,
+			MaxConnectionAge:      s.cfg.ConnectionAge, // gRPC adds the jitter
+			MaxConnectionAgeGrace: 10 * time.Second,
+		}),
+	}
+}
+
+// tlsConfig asks for a client certificate without requiring one: signing is for
+// those who have none, or only one that is past its end, which they must not
+// send. Tickets are off because a resumed session would skip the roots of today.
+func (s *Server) tlsConfig() *tls.Config {
+	base := &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		SessionTicketsDisabled: true,
+		NextProtos:             []string{"h2"},
+	}
+	base.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		certificate, roots, err := s.cfg.Credentials.TLS()
+		if err != nil {
+			return nil, fmt.Errorf("get the serving certificate: %w", err)
+		}
+		config := base.Clone()
+		config.GetConfigForClient = nil
+		config.Certificates = []tls.Certificate{*certificate}
+		config.ClientAuth = tls.VerifyClientCertIfGiven
+		config.ClientCAs = roots
+		return config, nil
+	}
+	return base
+}

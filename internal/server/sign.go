@@ -1,0 +1,124 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/outrigger-mesh/outrigger/internal/signing"
+)
+
+const (
+	maxRequest = 4 << 10 // of a CSR; one for P-256 is about 400 bytes
+	maxToken   = 8 << 10
+)
+
+// Reasons of refusals that the Signer is not asked about.
+const (
+	reasonRate  = "rate-limited"
+	reasonSize  = "request-size"
+	reasonToken = "no-token"
+)
+
+// Sign passes a request for a certificate on to the Signer, after the checks
+// that cost nothing.
+func (s *Server) Sign(ctx context.Context, request *signing.SignRequest) (*signing.SignResponse, error) {
+	response, err := s.sign(ctx, request)
+	if err == nil {
+		s.metrics.signed.WithLabelValues("signed", "").Inc()
+		return response, nil
+	}
+	refusal, refused := errors.AsType[*signing.Refusal](err)
+	if !refused {
+		s.metrics.signed.WithLabelValues("failed", "error").Inc()
+		s.cfg.Log.Error(err, "certificate not signed", "address", clientAddress(ctx).String())
+		return nil, status.Error(codes.Unavailable, "the certificate could not be signed; see the log of outriggerd")
+	}
+	outcome := "refused"
+	if refusal.Code == codes.Unavailable {
+		outcome = "failed"
+	}
+	s.metrics.signed.WithLabelValues(outcome, refusal.Reason).Inc()
+	s.cfg.Log.Info("certificate refused", "address", clientAddress(ctx).String(), "reason", refusal.Reason, "error", refusal.Err.Error())
+	return nil, refusal
+}
+
+func (s *Server) sign(ctx context.Context, request *signing.SignRequest) (*signing.SignResponse, error) {
+	if !s.signing.allow(clientAddress(ctx)) {
+		return nil, refuse(codes.ResourceExhausted, reasonRate, "this address asks too often")
+	}
+	if n := len(request.GetCsr()); n == 0 || n > maxRequest {
+		return nil, refuse(codes.InvalidArgument, reasonSize, "the certificate request has %d bytes; 1 to %d are allowed", n, maxRequest)
+	}
+	token, err := bearer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	chain, roots, err := s.cfg.Signer.Sign(ctx, token, request.GetCsr())
+	if err != nil {
+		return nil, err
+	}
+	return &signing.SignResponse{Chain: chain, Roots: roots}, nil
+}
+
+// bearer returns the token of a call.
+func bearer(ctx context.Context) (string, error) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) != 1 {
+		return "", refuse(codes.Unauthenticated, reasonToken, "the call has %d authorization values; exactly one is allowed", len(values))
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	if !strings.EqualFold(scheme, "bearer") || token == "" || len(token) > maxToken {
+		return "", refuse(codes.Unauthenticated, reasonToken, "authorization is not of the form Bearer TOKEN with at most %d bytes", maxToken)
+	}
+	return token, nil
+}
+
+// An addressLimiter limits how often each address may ask.
+type addressLimiter struct {
+	rate  rate.Limit
+	burst int
+
+	mu       sync.Mutex
+	limiters map[netip.Addr]*rate.Limiter
+}
+
+// maxAddresses bounds the memory of an addressLimiter.
+const maxAddresses = 10_000
+
+func newAddressLimiter(r rate.Limit, burst int) *addressLimiter {
+	return &addressLimiter{rate: r, burst: burst, limiters: map[netip.Addr]*rate.Limiter{}}
+}
+
+func (l *addressLimiter) allow(a netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limiter, ok := l.limiters[a]
+	if !ok {
+		if len(l.limiters) >= maxAddresses {
+			l.sweep()
+		}
+		if len(l.limiters) >= maxAddresses {
+			return false // so many addresses at once are an attack
+		}
+		limiter = rate.NewLimiter(l.rate, l.burst)
+		l.limiters[a] = limiter
+	}
+	return limiter.Allow()
+}
+
+// sweep forgets addresses that have not asked for so long that they start anew.
+func (l *addressLimiter) sweep() {
+	for a, limiter := range l.limiters {
+		if limiter.Tokens() >= float64(l.burst) {
+			delete(l.limiters, a)
+		}
+	}
+}
