@@ -41,14 +41,6 @@ func (f Family) loopback() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 32)
 }
 
-// loopbackRange holds every address that cannot leave the pod.
-func (f Family) loopbackRange() netip.Prefix {
-	if f == IPv6 {
-		return f.loopback()
-	}
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)
-}
-
 // direct are the ranges of the node and its cloud: instance metadata and
 // workload credentials (169.254.169.254, 169.254.170.23, and fd00:ec2:: on
 // AWS), the node's DNS cache (169.254.20.10). No workload and no Service lives
@@ -153,6 +145,8 @@ func (r *ruleset) outbound(s Settings, f Family) {
 	r.because("The pod calls its own Service: what Envoy sends to the pod's own address comes in like anyone's.")
 	r.add(outboundChain, "! -d %s -o lo -p tcp -m owner --uid-owner %d -j REDIRECT --to-ports %d", f.loopback(), s.ProxyUID, s.InboundPort)
 
+	// The kernel routes all of 127.0.0.0/8, ::1 and the pod's addresses by lo, so
+	// that no rule need name them.
 	r.because("Processes of the pod among themselves, at localhost or at the pod's own address.")
 	r.add(outboundChain, "-o lo -j RETURN")
 
@@ -165,10 +159,6 @@ func (r *ruleset) outbound(s Settings, f Family) {
 			r.add(outboundChain, "-m owner --uid-owner %d -j RETURN", uid)
 		}
 	}
-
-	// Loopback addresses leave by lo, unless somebody routes them otherwise.
-	r.because("Loopback is loopback, by whichever device.")
-	r.returnTo(f.loopbackRange())
 
 	r.outboundRanges(s, f)
 }
