@@ -44,7 +44,8 @@ func advices(f flavour) []advice {
 		capabilities = "the capabilities NET_ADMIN and NET_RAW; the legacy tables need both"
 	}
 	return []advice{
-		{[]string{"lock file", "xtables lock"}, "another program holds the lock of the tables: find out which one changes rules in this pod's network"},
+		{[]string{"open lock file"}, "the lock file is in memory and reached by /proc: the container needs its /proc"},
+		{[]string{"xtables lock"}, "another program holds the lock of the tables: find out which one changes rules in this pod's network"},
 		{[]string{"is incompatible"}, "the nat table holds rules that iptables cannot read, written with nft: take them out, or into a table of their own"},
 		{
 			[]string{"permission denied", "operation not permitted", "must be root"},

@@ -198,6 +198,11 @@ func TestExplain(t *testing.T) {
 			complaint: "Another app is currently holding the xtables lock. Perhaps you want to use the -w option?",
 			want:      []string{"another program holds the lock"},
 		},
+		"no lock file": {
+			reason: "a container without /proc", tables: tables{iptables.IPv4, legacy}, err: exited,
+			complaint: "Fatal: can't open lock file /proc/self/fd/3: No such file or directory",
+			want:      []string{"needs its /proc"},
+		},
 		"native rules": {
 			reason: "a table that nft made", tables: tables{iptables.IPv4, nft}, err: exited,
 			complaint: "iptables-nft-save v1.8.9 (nf_tables): table `nat' is incompatible, use 'nft' tool.",
