@@ -47,10 +47,11 @@ type Probe struct {
 
 // A HTTPProbe is an httpGet.
 type HTTPProbe struct {
-	Port    int32    `json:"port"`
-	Path    string   `json:"path,omitempty"`
-	TLS     bool     `json:"tls,omitempty"` // the certificate is not verified, as in the kubelet
-	Headers []Header `json:"headers,omitempty"`
+	Port     int32    `json:"port"`
+	PortName string   `json:"portName,omitempty"` // how the pod said it; only for uninject
+	Path     string   `json:"path,omitempty"`
+	TLS      bool     `json:"tls,omitempty"` // the certificate is not verified, as in the kubelet
+	Headers  []Header `json:"headers,omitempty"`
 }
 
 // A Header is sent with a probe; a Host header sets the request's host.
@@ -61,7 +62,8 @@ type Header struct {
 
 // A TCPProbe is a tcpSocket.
 type TCPProbe struct {
-	Port int32 `json:"port"`
+	Port     int32  `json:"port"`
+	PortName string `json:"portName,omitempty"` // how the pod said it; only for uninject
 }
 
 // A GRPCProbe is a grpc health check.
