@@ -48,9 +48,12 @@ func Config(s Settings, n Node) ([]byte, error) {
 		"stats_config":           statsConfig(),
 		"stats_flush_on_admin":   true,
 		"application_log_config": applicationLog(),
-		// Without a layer of our own Envoy adds one that its admin interface can
-		// change.
-		"layered_runtime": object{"layers": list{object{"name": "static", "static_layer": object{}}}},
+		"layered_runtime":        runtime(),
+		// Denied calls are answered by listeners inside Envoy.
+		"bootstrap_extensions": list{object{
+			"name":         "envoy.bootstrap.internal_listener",
+			"typed_config": typed("envoy.extensions.bootstrap.internal_listener.v3.InternalListener", object{}),
+		}},
 	}
 	if s.MemoryLimit > 0 {
 		config["overload_manager"] = overloadManager(s.MemoryLimit)
@@ -168,6 +171,16 @@ func watched(file string) object {
 		"resource_api_version": "V3",
 		"path_config_source":   object{"path": file, "watched_directory": object{"path": path.Dir(file)}},
 	}
+}
+
+// runtime is fixed. Without a layer of our own Envoy adds one that its admin
+// interface can change.
+func runtime() object {
+	return object{"layers": list{object{"name": "static", "static_layer": object{
+		// Or an answer that ends with its connection, such as a refusal, is lost on
+		// the way out of a listener inside Envoy.
+		"envoy.reloadable_features.enable_send_rst_on_user_space_socket": false,
+	}}}}
 }
 
 // applicationLog writes Envoy's own log in the form of the agent's.

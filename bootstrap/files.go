@@ -5,6 +5,12 @@ import (
 	"encoding/json"
 )
 
+// Programs of the proxy image.
+const (
+	AgentBinary = "/usr/local/bin/outrigger-agent"
+	EnvoyBinary = "/usr/local/bin/envoy"
+)
+
 // Names of the secrets that the agent keeps in files for Envoy.
 const (
 	// CertificateName is the workload's key and chain.

@@ -18,9 +18,9 @@ func statsConfig() object {
 		object{"suffix": ".ssl.handshake"},
 		object{"suffix": ".ssl.connection_error"},
 		// Answers by class, and what is still on its way while draining.
-		pattern(`http\.[^.]+\.downstream_rq_([1-5]xx|active)`),
+		pattern(`http\.[^.]+\.downstream_rq_([1-5]xx|active|total)`),
 		pattern(`http\.inbound[^.]*\.downstream_cx_active`),
-		pattern(`listener\..*_15003\.downstream_cx_active`),
+		pattern(`listener\..*_15003\.downstream_cx_(active|total)`),
 	}}}}
 }
 
