@@ -233,7 +233,7 @@ func (b *builder) image(ctx context.Context, r recipe) (v1.Image, error) {
 }
 
 // program builds a command of this module and returns it as a file that lies in
-// /usr/local/bin.
+// the root of an image, where its own name is enough to run it.
 func (b *builder) program(ctx context.Context, pkg string) (oci.File, error) {
 	program := filepath.Base(pkg)
 	out := filepath.Join(b.binaries, program)
@@ -246,5 +246,5 @@ func (b *builder) program(ctx context.Context, pkg string) (oci.File, error) {
 	if diag, err := cmd.CombinedOutput(); err != nil {
 		return oci.File{}, fmt.Errorf("go build %s: %w\n%s", pkg, err, diag)
 	}
-	return oci.File{Path: "usr/local/bin/" + program, Source: out, Mode: 0o755}, nil
+	return oci.File{Path: program, Source: out, Mode: 0o755}, nil
 }

@@ -63,7 +63,7 @@ func TestPushedAndArchivedAreTheSame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if config.Config.User != "65532:65532" || !slices.Equal(config.Config.Entrypoint, []string{"/usr/local/bin/bookstore"}) {
+	if config.Config.User != "65532:65532" || !slices.Equal(config.Config.Entrypoint, []string{"/bookstore"}) {
 		t.Errorf("config: got user %q, entrypoint %q", config.Config.User, config.Config.Entrypoint)
 	}
 

@@ -12,7 +12,8 @@ import (
 	"github.com/outrigger-mesh/outrigger/e2e/images/oci"
 )
 
-// searchPath is where programs lie in our images.
+// searchPath is where other programs than ours lie in our images: Envoy is where
+// its own image has it.
 const searchPath = "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // nobody is the user of images that need no user of their own. It must not be
@@ -36,14 +37,14 @@ func recipes() []recipe {
 	return []recipe{
 		{
 			name:   "outriggerd",
-			config: v1.Config{User: nobody, Entrypoint: []string{"/usr/local/bin/outriggerd"}},
+			config: v1.Config{User: nobody, Entrypoint: []string{"/outriggerd"}},
 			parts:  []part{program("./cmd/outriggerd")},
 		},
 		{
 			name: "outrigger-init",
 			config: v1.Config{
 				User:       "0:0",
-				Entrypoint: []string{"/usr/local/bin/outrigger-init"},
+				Entrypoint: []string{"/outrigger-init"},
 				// Legacy iptables wants to lock a file in /run, which a
 				// read-only root refuses. Every pod has /dev/shm, and
 				// nobody to share the lock with.
@@ -55,21 +56,21 @@ func recipes() []recipe {
 			name: "outrigger-proxy",
 			config: v1.Config{
 				User:       "1500:1500",
-				Entrypoint: []string{"/usr/local/bin/outrigger-agent"},
+				Entrypoint: []string{"/outrigger-agent"},
 				Env:        []string{searchPath},
 			},
 			parts: []part{{"base", proxyBase}, {"envoy", envoy}, program("./cmd/outrigger-agent")},
 		},
 		{
 			name:   "bookstore",
-			config: v1.Config{User: nobody, Entrypoint: []string{"/usr/local/bin/bookstore"}, Env: []string{searchPath}},
+			config: v1.Config{User: nobody, Entrypoint: []string{"/bookstore"}, Env: []string{searchPath}},
 			parts:  []part{program("./e2e/bookstore")},
 		},
 		{
 			// A pod of this image waits until it is told to stop; tests run
 			// curl, a shell or the bookstore's commands in it.
 			name:   "client",
-			config: v1.Config{User: nobody, Cmd: []string{"/usr/local/bin/bookstore", "wait"}, Env: []string{searchPath}},
+			config: v1.Config{User: nobody, Cmd: []string{"/bookstore", "wait"}, Env: []string{searchPath}},
 			parts:  []part{{"tools", tools}, program("./e2e/bookstore")},
 		},
 	}
