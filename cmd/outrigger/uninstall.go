@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/storage/driver"
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+func newUninstallCommand() *cobra.Command {
+	in := installation{flags: genericclioptions.NewConfigFlags(true)}
+	var kinds bool
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take the mesh out of a cluster",
+		Long: `Uninstall removes the control plane, its webhooks, its CA and the trust roots in
+the mesh's namespaces. Pods keep their proxies until they are restarted. Kinds that
+install brought are removed when no object of them is left, or with --kinds in any
+case, objects included.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			in.out, in.started = cmd.OutOrStdout(), time.Now()
+			return in.uninstall(cmd.Context(), kinds)
+		},
+	}
+	in.addFlags(cmd)
+	cmd.Flags().BoolVar(&kinds, "kinds", false, "remove the SMI kinds that install brought, with all objects of them")
+	return cmd
+}
+
+func (i *installation) uninstall(ctx context.Context, kinds bool) error {
+	c, _, err := i.connect()
+	if err != nil {
+		return err
+	}
+	cfg, err := newHelm(i.flags, i.namespace)
+	if err != nil {
+		return err
+	}
+	remove := action.NewUninstall(cfg)
+	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, i.timeout, "foreground"
+	_, err = remove.Run(releaseName)
+	switch {
+	case errors.Is(err, driver.ErrReleaseNotFound):
+		i.step("control plane: it was not installed in namespace %s", i.namespace)
+	case err != nil:
+		return fmt.Errorf("uninstall from namespace %s: %w", i.namespace, err)
+	default:
+		i.step("control plane: removed")
+	}
+	if err := i.removeTrust(ctx, c); err != nil {
+		return err
+	}
+	if err := i.removeCRDs(ctx, c, kinds); err != nil {
+		return err
+	}
+	namespace := &corev1.Namespace{}
+	namespace.Name = i.namespace
+	if err := client.IgnoreNotFound(c.Delete(ctx, namespace)); err != nil {
+		return fmt.Errorf("delete namespace %s: %w", i.namespace, err)
+	}
+	i.step("namespace %s: removed", i.namespace)
+	fmt.Fprint(i.out, `
+Pods keep their proxies until they are restarted:
+
+  kubectl -n NAME rollout restart deployment
+`)
+	return nil
+}
+
+// removeTrust deletes the trust roots that outriggerd kept in the mesh's
+// namespaces. Its Secrets go with the system namespace.
+func (i *installation) removeTrust(ctx context.Context, c client.Client) error {
+	var namespaces corev1.NamespaceList
+	if err := c.List(ctx, &namespaces); err != nil {
+		return fmt.Errorf("list namespaces: %w", err)
+	}
+	removed := 0
+	for _, ns := range namespaces.Items {
+		trust := &corev1.ConfigMap{}
+		trust.Namespace, trust.Name = ns.Name, "outrigger-trust"
+		err := c.Delete(ctx, trust)
+		if client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("delete ConfigMap %s/%s: %w", ns.Name, trust.Name, err)
+		}
+		if err == nil {
+			removed++
+		}
+	}
+	i.step("trust roots: removed from %d namespace(s)", removed)
+	return nil
+}
+
+// removeCRDs deletes the kinds that install created and that nobody uses, or all
+// that install created.
+func (i *installation) removeCRDs(ctx context.Context, c client.Client, all bool) error {
+	var crds apiextensionsv1.CustomResourceDefinitionList
+	if err := c.List(ctx, &crds, client.MatchingLabels{crdOwner: releaseName}); err != nil {
+		return fmt.Errorf("list kinds: %w", err)
+	}
+	for _, crd := range crds.Items {
+		used, err := countObjects(ctx, c, &crd)
+		if err != nil {
+			return err
+		}
+		if used > 0 && !all {
+			i.step("kind %s: kept, %d object(s) use it (--kinds removes both)", crd.Spec.Names.Kind, used)
+			continue
+		}
+		if err := client.IgnoreNotFound(c.Delete(ctx, &crd)); err != nil {
+			return fmt.Errorf("delete CRD %s: %w", crd.Name, err)
+		}
+		i.step("kind %s: removed", crd.Spec.Names.Kind)
+	}
+	return nil
+}
+
+func countObjects(ctx context.Context, c client.Client, crd *apiextensionsv1.CustomResourceDefinition) (int, error) {
+	objects := &unstructured.UnstructuredList{}
+	objects.SetGroupVersionKind(schema.GroupVersionKind{
+		Group: crd.Spec.Group, Version: crd.Spec.Versions[0].Name, Kind: crd.Spec.Names.ListKind,
+	})
+	if err := c.List(ctx, objects); err != nil {
+		return 0, fmt.Errorf("list objects of kind %s: %w", crd.Spec.Names.Kind, err)
+	}
+	return len(objects.Items), nil
+}
+
+// updateCRD brings a kind up to date if install made it; somebody else's stays.
+func (i *installation) updateCRD(ctx context.Context, c client.Client, want *apiextensionsv1.CustomResourceDefinition) error {
+	have := &apiextensionsv1.CustomResourceDefinition{}
+	if err := c.Get(ctx, client.ObjectKeyFromObject(want), have); err != nil {
+		return err
+	}
+	if have.Labels[crdOwner] != releaseName {
+		i.step("kind %s: there already, left as it is", want.Spec.Names.Kind)
+		return nil
+	}
+	have.Spec = want.Spec
+	i.step("kind %s: up to date", want.Spec.Names.Kind)
+	return c.Update(ctx, have)
+}
+
+// newScheme knows the kinds that install and uninstall touch.
+func newScheme() *runtime.Scheme {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, apiextensionsv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			panic(err) // two constants of this program contradict each other
+		}
+	}
+	return scheme
+}

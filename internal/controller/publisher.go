@@ -1,0 +1,228 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
+	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
+	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/ingest"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// Changes come in bursts: a rollout touches pods and slices many times a second.
+const (
+	quiet   = 20 * time.Millisecond  // publish when nothing changed for so long
+	longest = 200 * time.Millisecond // publish at the latest after so long
+)
+
+// A PublisherConfig says what a Publisher reads and where it publishes to. All
+// fields are required.
+type PublisherConfig struct {
+	Cache cache.Cache
+	// Options are read at each build; roots and service ranges change while the
+	// mesh runs. An error means that nothing can be published now.
+	Options func(context.Context) (ingest.Options, error)
+	// Publish takes the new snapshot. Its error is logged; it must keep serving
+	// what is good.
+	Publish func(context.Context, *mesh.Snapshot) error
+	// Problems takes what users wrote that cannot be honoured, after each build.
+	Problems func([]ingest.Problem)
+	Log      logr.Logger
+	Metrics  prometheus.Registerer
+}
+
+// A Publisher turns the cluster into snapshots until its context ends.
+type Publisher struct {
+	cfg       PublisherConfig
+	changed   chan struct{}
+	published atomic.Bool
+	version   string
+	build     prometheus.Histogram
+	problems  *prometheus.GaugeVec
+}
+
+// NewPublisher returns a Publisher that is to be started.
+func NewPublisher(cfg PublisherConfig) *Publisher {
+	p := &Publisher{
+		cfg:     cfg,
+		changed: make(chan struct{}, 1),
+		build: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "outrigger_snapshot_build_seconds",
+			Help:    "Time to read the caches and build a snapshot.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 12),
+		}),
+		problems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "outrigger_problems",
+			Help: "Objects that cannot be honoured as written, by reason.",
+		}, []string{"reason"}),
+	}
+	cfg.Metrics.MustRegister(p.build, p.problems)
+	return p
+}
+
+// NeedLeaderElection is false: every replica serves proxies.
+func (p *Publisher) NeedLeaderElection() bool { return false }
+
+// Ready reports whether a snapshot was published.
+func (p *Publisher) Ready() bool { return p.published.Load() }
+
+// Changed asks for a new snapshot, for changes that no informer sees.
+func (p *Publisher) Changed() {
+	select {
+	case p.changed <- struct{}{}:
+	default: // one is due already
+	}
+}
+
+// Watched lists the kinds whose changes lead to a new snapshot.
+func Watched() []client.Object {
+	return []client.Object{
+		&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{},
+		&accessv1alpha3.TrafficTarget{}, &specsv1alpha4.HTTPRouteGroup{}, &specsv1alpha4.TCPRoute{}, &splitv1alpha4.TrafficSplit{},
+	}
+}
+
+// Start watches and publishes until ctx ends.
+func (p *Publisher) Start(ctx context.Context) error {
+	for _, kind := range Watched() {
+		informer, err := p.cfg.Cache.GetInformer(ctx, kind)
+		if err != nil {
+			return fmt.Errorf("watch %T: %w", kind, err)
+		}
+		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { p.Changed() },
+			UpdateFunc: func(_, _ any) { p.Changed() },
+			DeleteFunc: func(any) { p.Changed() },
+		})
+		if err != nil {
+			return fmt.Errorf("watch %T: %w", kind, err)
+		}
+		defer func() { _ = informer.RemoveEventHandler(registration) }()
+	}
+	if !p.cfg.Cache.WaitForCacheSync(ctx) {
+		return ctx.Err()
+	}
+	p.Changed()
+	for p.gather(ctx) {
+		if err := p.publish(ctx); err != nil {
+			p.cfg.Log.Error(err, "snapshot not published; proxies keep the last one")
+		}
+	}
+	return nil
+}
+
+// gather waits for a change and then for quiet. It reports false when ctx ends.
+func (p *Publisher) gather(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-p.changed:
+	}
+	deadline := time.NewTimer(longest)
+	defer deadline.Stop()
+	pause := time.NewTimer(quiet)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-deadline.C:
+			return true
+		case <-pause.C:
+			return true
+		case <-p.changed:
+			pause.Reset(quiet)
+		}
+	}
+}
+
+// publish reads the caches once and hands on what they mean.
+func (p *Publisher) publish(ctx context.Context) (err error) {
+	// Build's own faults must not take the control plane down: the last good
+	// snapshot stays in force.
+	defer func() {
+		if fault := recover(); fault != nil {
+			err = fmt.Errorf("build snapshot: %v", fault)
+		}
+	}()
+	started := time.Now()
+	opts, err := p.cfg.Options(ctx)
+	if err != nil {
+		return fmt.Errorf("read the mesh's settings: %w", err)
+	}
+	objs, err := p.objects(ctx)
+	if err != nil {
+		return err
+	}
+	snap, problems := ingest.Build(objs, opts)
+	p.build.Observe(time.Since(started).Seconds())
+	p.count(problems)
+	p.cfg.Problems(problems)
+	if snap.Version() == p.version {
+		return nil
+	}
+	err = p.cfg.Publish(ctx, snap)
+	p.version = snap.Version()
+	p.published.Store(true)
+	return err
+}
+
+func (p *Publisher) count(problems []ingest.Problem) {
+	p.problems.Reset()
+	for _, problem := range problems {
+		p.problems.WithLabelValues(string(problem.Reason)).Inc()
+	}
+}
+
+// objects lists everything that Build reads. The objects stay the cache's own.
+func (p *Publisher) objects(ctx context.Context) (ingest.Objects, error) {
+	var objs ingest.Objects
+	for _, read := range []func() error{
+		func() error { return list(ctx, p.cfg.Cache, &corev1.NamespaceList{}, &objs.Namespaces) },
+		func() error { return list(ctx, p.cfg.Cache, &corev1.PodList{}, &objs.Pods) },
+		func() error { return list(ctx, p.cfg.Cache, &corev1.ServiceList{}, &objs.Services) },
+		func() error { return list(ctx, p.cfg.Cache, &discoveryv1.EndpointSliceList{}, &objs.EndpointSlices) },
+		func() error { return list(ctx, p.cfg.Cache, &accessv1alpha3.TrafficTargetList{}, &objs.TrafficTargets) },
+		func() error { return list(ctx, p.cfg.Cache, &specsv1alpha4.HTTPRouteGroupList{}, &objs.HTTPRouteGroups) },
+		func() error { return list(ctx, p.cfg.Cache, &specsv1alpha4.TCPRouteList{}, &objs.TCPRoutes) },
+		func() error { return list(ctx, p.cfg.Cache, &splitv1alpha4.TrafficSplitList{}, &objs.TrafficSplits) },
+	} {
+		if err := read(); err != nil {
+			return ingest.Objects{}, err
+		}
+	}
+	return objs, nil
+}
+
+// list reads all objects of one kind into found, without copying them.
+func list[O client.Object](ctx context.Context, from client.Reader, kind client.ObjectList, found *[]O) error {
+	if err := from.List(ctx, kind, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list %T: %w", kind, err)
+	}
+	items, err := meta.ExtractList(kind)
+	if err != nil {
+		return fmt.Errorf("list %T: %w", kind, err)
+	}
+	*found = make([]O, 0, len(items))
+	for _, item := range items {
+		object, ok := item.(O)
+		if !ok {
+			return fmt.Errorf("list %T: it holds a %T", kind, item)
+		}
+		*found = append(*found, object)
+	}
+	return nil
+}
