@@ -15,9 +15,9 @@ import (
 // for concurrent use.
 type Cache struct {
 	mu        sync.Mutex
-	parts     map[string]*kept[*Part]           // by part key
+	parts     map[string]*kept[*Part]            // by part key
 	outbounds map[*mesh.Outbound]*kept[*bundles] // by identity, which the map keeps alive
-	sets      map[string]*kept[*Set]            // by version
+	sets      map[string]*kept[*Set]             // by version
 }
 
 // bundles are the parts of an Outbound's bundles and the hash of their keys.
@@ -87,9 +87,11 @@ func (c *Cache) bundles(o *mesh.Outbound) (*bundles, error) {
 	}
 	b := &bundles{}
 	h := sha256.New()
+	claims := claimsOf(o.Bundles)
 	for _, bundle := range o.Bundles {
 		name := bundle.Name.String()
-		p, err := c.part(name, bundle.Key, func(e *encoder) { e.bundle(bundle) })
+		lost, key := claims.claim(bundle)
+		p, err := c.part(name, bundle.Key+key, func(e *encoder) { e.bundle(bundle, lost) })
 		if err != nil {
 			return nil, err
 		}
@@ -102,6 +104,27 @@ func (c *Cache) bundles(o *mesh.Outbound) (*bundles, error) {
 	b.version = hex.EncodeToString(h.Sum(nil))
 	c.outbounds[o] = &kept[*bundles]{value: b, used: true}
 	return b, nil
+}
+
+// own returns the parts of a proxy's halves, sorted by name.
+func (c *Cache) own(v mesh.View) ([]*Part, error) {
+	in := inboundPart{Inbound: v.Inbound, trust: v.Trust, dualStack: dualStack(v.Outbound)}
+	var own []*Part
+	for _, p := range []struct {
+		name, key string
+		write     func(*encoder)
+	}{
+		{inboundName, fmt.Sprintf("%s %s %v", v.Inbound.Key, v.Trust.Key, in.dualStack), func(e *encoder) { e.inbound(in) }},
+		{outboundName, v.Outbound.Key, func(e *encoder) { e.outbound(v.Outbound) }},
+		{trustName, v.Trust.Key, func(e *encoder) { e.trust(v.Trust) }},
+	} {
+		part, err := c.part(p.name, p.key, p.write)
+		if err != nil {
+			return nil, err
+		}
+		own = append(own, part)
+	}
+	return own, nil
 }
 
 // part returns the part of that name and key, encoding it if it is new.

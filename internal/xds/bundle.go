@@ -1,0 +1,147 @@
+package xds
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// sniffTimeout is how long a client of an undeclared port may stay silent before
+// its connection is taken for one where the server speaks first.
+const sniffTimeout = 200 * time.Millisecond
+
+// What follows the mark in the name of a bundle's second resource of one type.
+const (
+	dialledVariant = "dialled"
+	plainVariant   = "plain"
+)
+
+// dialledName is the cluster of the endpoints of a headless service that are
+// dialled by their own address.
+func dialledName(b *mesh.Bundle, plain bool) string {
+	variant := dialledVariant
+	if plain {
+		variant = plainVariant
+	}
+	return b.Name.String() + variantMark + variant
+}
+
+// bundle encodes one service port as its callers see it. Addresses in taken
+// belong to another bundle.
+func (e *encoder) bundle(b *mesh.Bundle, taken map[netip.AddrPort]bool) {
+	name := b.Name.String()
+	if !b.Passthrough {
+		e.addCluster(e.serviceCluster(b), assignment(b))
+	}
+	if b.Headless {
+		e.headless(b, taken)
+		return
+	}
+	addresses := slices.DeleteFunc(clusterAddresses(b), func(a netip.AddrPort) bool { return taken[a] })
+	if len(addresses) == 0 {
+		return // only splits lead here
+	}
+	e.add(Listener, name, e.serviceListener(b, name, name, addresses))
+	if b.Protocol != mesh.TCP && !b.Passthrough {
+		e.routes(name, b, name)
+	}
+}
+
+// headless encodes a listener for each endpoint, which leads to just this one.
+func (e *encoder) headless(b *mesh.Bundle, taken map[netip.AddrPort]bool) {
+	used := map[bool]bool{} // by plain
+	seen := map[netip.AddrPort]bool{}
+	for _, ep := range b.Endpoints {
+		a := netip.AddrPortFrom(ep.Address, ep.Port)
+		if taken[a] || seen[a] {
+			continue
+		}
+		seen[a] = true
+		plain := ep.Identity.IsZero()
+		used[plain] = true
+		name := b.Name.String() + variantMark + a.String()
+		e.add(Listener, name, e.serviceListener(b, name, dialledName(b, plain), []netip.AddrPort{a}))
+	}
+	if b.Passthrough {
+		return
+	}
+	for _, plain := range []bool{false, true} {
+		if !used[plain] {
+			continue
+		}
+		self := dialledName(b, plain)
+		e.add(Cluster, self, e.dialledCluster(b, plain))
+		if b.Protocol != mesh.TCP {
+			e.routes(self, b, self)
+		}
+	}
+}
+
+// serviceListener is at the addresses of a service without being bound to them:
+// the outbound listener hands over what was sent there. Routes and cluster that it
+// leads to have one name.
+func (e *encoder) serviceListener(b *mesh.Bundle, name, to string, addresses []netip.AddrPort) *listenerv3.Listener {
+	l := &listenerv3.Listener{
+		Name:             name,
+		Address:          address(addresses[0]),
+		BindToPort:       wrapperspb.Bool(false),
+		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
+	}
+	for _, a := range addresses[1:] {
+		l.AdditionalAddresses = append(l.AdditionalAddresses, &listenerv3.AdditionalAddress{Address: address(a)})
+	}
+	if b.Passthrough {
+		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.tcpProxy(outboundName, passthroughName))}
+		return l
+	}
+	switch {
+	case b.Protocol.IsHTTP():
+		l.FilterChains = []*listenerv3.FilterChain{chain("http", e.outboundHTTP(to))}
+	case b.Protocol == mesh.TCP:
+		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.tcpProxy(outboundName, to))}
+	default:
+		e.sniff(l)
+		http := chain("http", e.outboundHTTP(to))
+		http.FilterChainMatch = &listenerv3.FilterChainMatch{ApplicationProtocols: plainHTTP()}
+		l.FilterChains = []*listenerv3.FilterChain{http}
+		l.DefaultFilterChain = chain("tcp", e.tcpProxy(outboundName, to))
+	}
+	return l
+}
+
+// sniff makes a listener tell HTTP from other protocols.
+func (e *encoder) sniff(l *listenerv3.Listener) {
+	l.ListenerFilters = append(l.ListenerFilters, e.listenerFilter("envoy.filters.listener.http_inspector", &inspectorv3.HttpInspector{}))
+	l.ListenerFiltersTimeout = durationpb.New(sniffTimeout)
+	l.ContinueOnListenerFiltersTimeout = true
+}
+
+// plainHTTP is what the inspector finds.
+func plainHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
+
+func (e *encoder) outboundHTTP(routes string) *listenerv3.Filter {
+	m := e.manager(outboundName)
+	m.RouteSpecifier = byRDS(routes)
+	return e.httpFilterOf(m)
+}
+
+func chain(name string, filters ...*listenerv3.Filter) *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{Name: name, Filters: filters}
+}
+
+// clusterAddresses are the ClusterIPs with the bundle's port.
+func clusterAddresses(b *mesh.Bundle) []netip.AddrPort {
+	out := make([]netip.AddrPort, len(b.Addresses))
+	for i, a := range b.Addresses {
+		out[i] = netip.AddrPortFrom(a, b.Name.Port)
+	}
+	return out
+}

@@ -1,0 +1,174 @@
+package xds
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/outrigger-mesh/outrigger/bootstrap"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// plainTimeout is how long a client of a permissive TCP port may stay silent
+// before its connection counts as plain text where the server speaks first. It
+// is long enough for a late ClientHello.
+const plainTimeout = time.Second
+
+// The proxy reaches its own application from these addresses, by which iptables
+// know not to redirect again. outrigger-init puts the second on loopback.
+var ( //nolint:gochecknoglobals // constants, if Go had them of this type
+	sourceAddress  = netip.AddrFrom4([4]byte{127, 0, 0, 6})
+	sourceAddress6 = netip.AddrFrom16([16]byte{15: 6})
+)
+
+// First and last of the ports that are the sidecar's own. Nothing is forwarded
+// there.
+const (
+	firstOwnPort = 15000
+	lastOwnPort  = 15020
+)
+
+// An inboundPart is what the inbound part is encoded from.
+type inboundPart struct {
+	*mesh.Inbound
+	trust     *mesh.Trust
+	dualStack bool
+}
+
+// inbound encodes what a workload serves. The listener depends on the ports'
+// numbers, protocols and modes. Who may call is in routes for HTTP and in secrets
+// for TCP, which are there even where nobody may, so that a first or last grant
+// changes no listener.
+func (e *encoder) inbound(in inboundPart) {
+	l := e.captured(inboundName, bootstrap.InboundPort, in.dualStack)
+	l.TrafficDirection = corev3.TrafficDirection_INBOUND
+	l.ListenerFilters = append(l.ListenerFilters, e.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{}))
+	for _, p := range in.Ports {
+		if p.Port >= firstOwnPort && p.Port <= lastOwnPort {
+			continue
+		}
+		if p.Mode == mesh.Permissive && !p.Protocol.IsHTTP() {
+			l.ListenerFiltersTimeout = durationpb.New(plainTimeout)
+			l.ContinueOnListenerFiltersTimeout = true
+		}
+		l.FilterChains = append(l.FilterChains, e.inboundChains(in, p)...)
+		if p.Protocol != mesh.TCP {
+			e.inboundRoute(in.Inbound, p)
+		}
+		if p.Protocol.IsHTTP() || p.Mode == mesh.Permissive {
+			continue
+		}
+		e.validation(allowName(p), in.trust, exactNames(in.TrustDomain, p.Callers))
+	}
+	// A listener must have a chain; and so that a port which is not served is
+	// closed in the same way whatever else the workload has.
+	l.DefaultFilterChain = chain("closed", e.tcpProxy(inboundName, closedName))
+	e.add(Listener, inboundName, l)
+	e.add(Cluster, inboundName, e.ownApplication())
+}
+
+func allowName(p mesh.InboundPort) string { return fmt.Sprintf("allow:%d", p.Port) }
+
+func routeName(p mesh.InboundPort) string { return fmt.Sprintf("%s:%d", inboundName, p.Port) }
+
+// inboundChains are the ways into one port.
+func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv3.FilterChain {
+	http := e.httpFilterOf(e.inboundHTTP(in.Inbound, p))
+	tcp := e.tcpProxy(inboundName, inboundName)
+	var chains []*listenerv3.FilterChain
+	add := func(kind string, c *tlsv3.CommonTlsContext, f *listenerv3.Filter, match *listenerv3.FilterChainMatch) {
+		match.DestinationPort = wrapperspb.UInt32(uint32(p.Port))
+		out := chain(fmt.Sprintf("%d %s", p.Port, kind), f)
+		out.FilterChainMatch = match
+		if c != nil {
+			match.TransportProtocol = "tls"
+			match.ServerNames = []string{"*" + serverNameSuffix}
+			out.TransportSocket = e.serverTLS(c)
+		}
+		chains = append(chains, out)
+	}
+	members := meshMembers(in.TrustDomain)
+	mayConnect := members
+	if p.Mode != mesh.Permissive {
+		mayConnect = onlyBySecret(allowName(p))
+	}
+	switch {
+	case p.Protocol.IsHTTP():
+		add("http", members, http, &listenerv3.FilterChainMatch{})
+	case p.Protocol == mesh.TCP:
+		add("tcp", mayConnect, tcp, &listenerv3.FilterChainMatch{})
+	default:
+		add("http", members, http, &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"h2", "http/1.1"}})
+		add("tcp", mayConnect, tcp, &listenerv3.FilterChainMatch{})
+	}
+	if p.Mode != mesh.Permissive {
+		return chains
+	}
+	if p.Protocol.IsHTTP() {
+		add("plain http", nil, http, &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer"})
+	}
+	// The application's own TLS is opaque, and so is an undeclared port.
+	add("plain", nil, tcp, &listenerv3.FilterChainMatch{})
+	return chains
+}
+
+func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort) *hcmv3.HttpConnectionManager {
+	m := e.manager(bootstrap.InboundStats, e.httpFilter(rbacFilter, denyAll()))
+	m.RouteSpecifier = byRDS(routeName(p))
+	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
+	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
+	m.LocalReplyConfig = &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
+		{
+			Filter:       flag("UF"),
+			HeadersToAdd: []*corev3.HeaderValueOption{{Header: &corev3.HeaderValue{Key: unsentHeader, Value: "1"}}},
+		},
+		{
+			Filter: status(accesslogv3.ComparisonFilter_EQ, 403),
+			BodyFormatOverride: text(fmt.Sprintf("%%DOWNSTREAM_PEER_URI_SAN%% may not %%REQ(:METHOD)%% %%PATH(NQ)%% at port %d of %s: enforced mode, and no policy allows it.\n"+
+				"Run: outrigger why call CALLER %%REQ(:METHOD)%% http://%%REQ(:AUTHORITY)%%%%PATH(NQ)%%\n", p.Port, in.Identity)),
+		},
+	}}
+	return m
+}
+
+// inboundRoute encodes the one route of a port, with who may use it.
+func (e *encoder) inboundRoute(in *mesh.Inbound, p mesh.InboundPort) {
+	name := routeName(p)
+	e.add(Route, name, &routev3.RouteConfiguration{
+		Name: name,
+		VirtualHosts: []*routev3.VirtualHost{anyHost(name, &routev3.Route{
+			Match: e.routeMatch(mesh.HTTPMatch{}),
+			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: inboundName},
+				Timeout:          never(),
+			}},
+			TypedPerFilterConfig: map[string]*anypb.Any{rbacFilter: e.any(e.access(in, p))},
+		})},
+		// Only this proxy may say it, see unsentHeader.
+		ResponseHeadersToRemove: []string{unsentHeader},
+	})
+}
+
+// ownApplication leads to the pod's own application, at the address that was
+// dialled.
+func (e *encoder) ownApplication() *clusterv3.Cluster {
+	c := originalDst(inboundName)
+	c.TypedExtensionProtocolOptions = e.sameProtocol()
+	c.UpstreamBindConfig = &corev3.BindConfig{
+		SourceAddress:        socket(netip.AddrPortFrom(sourceAddress, 0)),
+		ExtraSourceAddresses: []*corev3.ExtraSourceAddress{{Address: socket(netip.AddrPortFrom(sourceAddress6, 0))}},
+	}
+	return c
+}

@@ -1,0 +1,148 @@
+package xds
+
+import (
+	"fmt"
+	"net/netip"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/outrigger-mesh/outrigger/bootstrap"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// outbound encodes what a proxy has besides its bundles: the listener that all
+// calls of the pod come to, and what happens to those that no bundle takes.
+//
+// The listener depends on the ranges of ClusterIPs only. Where its chains lead
+// is a matter of clusters, so that the egress setting cuts no connection.
+func (e *encoder) outbound(o *mesh.Outbound) {
+	ends := []deadEnd{{
+		name: deniedName,
+		why:  "enforced mode: no policy lets it call this address, or nothing serves it",
+	}}
+	if o.AllowEgress {
+		e.add(Cluster, egressName, originalDst(egressName))
+	} else {
+		e.add(Cluster, egressName, e.toListener(egressName, egressDenied))
+		ends = append(ends, deadEnd{
+			name: egressDenied,
+			why:  fmt.Sprintf("egress is denied in namespace %s, and this is outside the mesh", o.Caller.Namespace),
+		})
+	}
+	for _, end := range ends {
+		e.add(Listener, end.name, e.deadEnd(o.Caller, end))
+	}
+	e.add(Cluster, deniedName, e.toListener(deniedName, deniedName))
+	e.add(Cluster, passthroughName, originalDst(passthroughName))
+	e.add(Cluster, closedName, nowhere(closedName))
+	e.add(Listener, outboundName, e.outboundListener(o))
+}
+
+func (e *encoder) outboundListener(o *mesh.Outbound) *listenerv3.Listener {
+	l := e.captured(outboundName, bootstrap.OutboundPort, dualStack(o))
+	l.TrafficDirection = corev3.TrafficDirection_OUTBOUND
+	l.UseOriginalDst = wrapperspb.Bool(true)
+	// Whoever connects to this port itself would be sent round for ever.
+	direct := chain("direct", e.tcpProxy(outboundName, closedName))
+	direct.FilterChainMatch = &listenerv3.FilterChainMatch{DestinationPort: wrapperspb.UInt32(bootstrap.OutboundPort)}
+	l.FilterChains = []*listenerv3.FilterChain{direct}
+	if len(o.ServiceCIDRs) > 0 {
+		denied := chain("services", e.rememberAddress(), e.tcpProxy(outboundName, deniedName))
+		denied.FilterChainMatch = &listenerv3.FilterChainMatch{}
+		for _, p := range o.ServiceCIDRs {
+			denied.FilterChainMatch.PrefixRanges = append(denied.FilterChainMatch.PrefixRanges, cidr(p))
+		}
+		l.FilterChains = append(l.FilterChains, denied)
+	}
+	l.DefaultFilterChain = chain("egress", e.rememberAddress(), e.tcpProxy(outboundName, egressName))
+	return l
+}
+
+// captured is a listener that iptables redirect to. It restores the address that
+// was dialled.
+func (e *encoder) captured(name string, port uint16, dualStack bool) *listenerv3.Listener {
+	l := &listenerv3.Listener{
+		Name:            name,
+		Address:         address(netip.AddrPortFrom(netip.IPv4Unspecified(), port)),
+		ListenerFilters: []*listenerv3.ListenerFilter{e.originalDstFilter()},
+	}
+	if dualStack {
+		l.AdditionalAddresses = []*listenerv3.AdditionalAddress{{Address: address(netip.AddrPortFrom(netip.IPv6Unspecified(), port))}}
+	}
+	return l
+}
+
+// dualStack reports whether pods have IPv6 too. Binding to an IPv6 address in a
+// pod without it fails, and the listener with it.
+func dualStack(o *mesh.Outbound) bool {
+	for _, p := range o.ServiceCIDRs {
+		if p.Addr().Is6() {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *encoder) originalDstFilter() *listenerv3.ListenerFilter {
+	return e.listenerFilter("envoy.filters.listener.original_dst", &originaldstv3.OriginalDst{})
+}
+
+func (e *encoder) listenerFilter(name string, m proto.Message) *listenerv3.ListenerFilter {
+	return &listenerv3.ListenerFilter{Name: name, ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: e.any(m)}}
+}
+
+// rememberAddress hands the dialled address to a listener inside this Envoy,
+// whose original_dst filter takes it from there.
+func (e *encoder) rememberAddress() *listenerv3.Filter {
+	return e.networkFilter("envoy.filters.network.set_filter_state", &setstatev3.Config{
+		OnNewConnection: []*filterstatev3.FilterStateValue{{
+			Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: "envoy.filters.listener.original_dst.local_ip"},
+			Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inline("%DOWNSTREAM_LOCAL_ADDRESS%")},
+			}},
+			SharedWithUpstream: filterstatev3.FilterStateValue_ONCE,
+		}},
+	})
+}
+
+// A deadEnd is where a call ends that may not be made.
+type deadEnd struct{ name, why string }
+
+// deadEnd answers HTTP with the reason and closes everything else. It is a
+// listener of its own because only here may one wait for what the client says:
+// on the outbound listener that would delay every connection.
+func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listener {
+	m := e.manager(outboundName)
+	m.RouteSpecifier = byRoutes(&routev3.RouteConfiguration{
+		Name: end.name,
+		VirtualHosts: []*routev3.VirtualHost{anyHost(end.name, &routev3.Route{
+			Match: e.routeMatch(mesh.HTTPMatch{}),
+			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+				Status:     403,
+				BodyFormat: text(fmt.Sprintf("%s may not call %%DOWNSTREAM_LOCAL_ADDRESS%% (%%REQ(:AUTHORITY)%%): %s.\n%s\n", caller, end.why, explain)),
+			}},
+		})},
+	})
+	http := chain("http", e.httpFilterOf(m))
+	http.FilterChainMatch = &listenerv3.FilterChainMatch{ApplicationProtocols: plainHTTP()}
+	l := &listenerv3.Listener{
+		Name:               end.name,
+		ListenerSpecifier:  &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}},
+		ListenerFilters:    []*listenerv3.ListenerFilter{e.originalDstFilter()},
+		FilterChains:       []*listenerv3.FilterChain{http},
+		DefaultFilterChain: chain("tcp", e.tcpProxy(outboundName, closedName)),
+		TrafficDirection:   corev3.TrafficDirection_OUTBOUND,
+	}
+	e.sniff(l)
+	return l
+}
+
+// explain tells what to run. The names are those of the pod that asked.
+const explain = "Run: outrigger why call %ENVIRONMENT(" + bootstrap.EnvPodNamespace + ")%/%ENVIRONMENT(" + bootstrap.EnvPodName + ")% http://%REQ(:AUTHORITY)%%PATH(NQ)%"

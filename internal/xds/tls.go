@@ -1,0 +1,169 @@
+package xds
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"path"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/outrigger-mesh/outrigger/bootstrap"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+const (
+	tlsSocket = "envoy.transport_sockets.tls"
+	rawSocket = "envoy.transport_sockets.raw_buffer"
+)
+
+// serverName is the SNI of calls to a service port. It tells mesh traffic from an
+// application's own TLS.
+func serverName(n mesh.PortName) string {
+	return fmt.Sprintf("%d.%s.%s%s", n.Port, n.ServiceName.Name, n.Namespace, serverNameSuffix)
+}
+
+const serverNameSuffix = ".outrigger"
+
+// nobody is accepted where no identity is. Envoy reads an empty list of names as
+// every name, so the list is never empty. No certificate has this one, because
+// the mesh signs only names of its trust domain.
+const nobody = "outrigger:nobody"
+
+// mutualTLS is what both ends of the mesh have: TLS 1.3, the pod's certificate,
+// and the peer's validation. It lists no ALPN: a server that lists one makes Envoy
+// take HTTP/2 for HTTP/1, and a client's pool offers its own.
+func mutualTLS() *tlsv3.CommonTlsContext {
+	return &tlsv3.CommonTlsContext{
+		TlsParams: &tlsv3.TlsParameters{
+			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+		},
+		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{
+			Name: bootstrap.CertificateName,
+			SdsConfig: &corev3.ConfigSource{
+				ConfigSourceSpecifier: &corev3.ConfigSource_PathConfigSource{PathConfigSource: &corev3.PathConfigSource{
+					Path:             bootstrap.CertificateFile,
+					WatchedDirectory: &corev3.WatchedDirectory{Path: path.Dir(bootstrap.CertificateFile)},
+				}},
+				ResourceApiVersion: corev3.ApiVersion_V3,
+			},
+		}},
+	}
+}
+
+// clientTLS is the socket to servers of a service port that may present one of
+// the names.
+func (e *encoder) clientTLS(b *mesh.Bundle) *corev3.TransportSocket {
+	c := mutualTLS()
+	c.ValidationContextType = trusting(exactNames(b.TrustDomain, b.Identities))
+	return e.transportSocket(tlsSocket, &tlsv3.UpstreamTlsContext{
+		CommonTlsContext: c,
+		Sni:              serverName(b.Name),
+		MaxSessionKeys:   wrapperspb.UInt32(0), // servers resume nothing
+	})
+}
+
+// serverTLS is the socket that lets in whom the validation accepts, and nobody
+// else.
+func (e *encoder) serverTLS(c *tlsv3.CommonTlsContext) *corev3.TransportSocket {
+	return e.transportSocket(tlsSocket, &tlsv3.DownstreamTlsContext{
+		CommonTlsContext:         c,
+		RequireClientCertificate: wrapperspb.Bool(true),
+		// A resumed session would not be asked again who may connect.
+		SessionTicketKeysType:            &tlsv3.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
+		DisableStatefulSessionResumption: true,
+	})
+}
+
+// meshMembers lets in every identity of the trust domain.
+func meshMembers(trustDomain string) *tlsv3.CommonTlsContext {
+	c := mutualTLS()
+	c.ValidationContextType = trusting([]*tlsv3.SubjectAltNameMatcher{uriName(&matcherv3.StringMatcher{
+		MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "spiffe://" + trustDomain + "/ns/"},
+	})})
+	return c
+}
+
+// onlyBySecret lets in those that a secret names, which can change without a new
+// listener.
+func onlyBySecret(name string) *tlsv3.CommonTlsContext {
+	c := mutualTLS()
+	c.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+		ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: name, SdsConfig: ads()},
+	}
+	return c
+}
+
+// trusting joins names that a peer may have with the roots of the mesh, which
+// come as a secret of their own, because they change at another time.
+func trusting(names []*tlsv3.SubjectAltNameMatcher) *tlsv3.CommonTlsContext_CombinedValidationContext {
+	return &tlsv3.CommonTlsContext_CombinedValidationContext{
+		CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
+			DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: names},
+			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: trustName, SdsConfig: ads()},
+		},
+	}
+}
+
+// exactNames are the certificates of the identities, or of nobody.
+func exactNames(trustDomain string, identities []mesh.Identity) []*tlsv3.SubjectAltNameMatcher {
+	if len(identities) == 0 {
+		return []*tlsv3.SubjectAltNameMatcher{uriName(exact(nobody))}
+	}
+	names := make([]*tlsv3.SubjectAltNameMatcher, len(identities))
+	for i, id := range identities {
+		names[i] = uriName(exact(id.URI(trustDomain)))
+	}
+	return names
+}
+
+func uriName(m *matcherv3.StringMatcher) *tlsv3.SubjectAltNameMatcher {
+	return &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: m}
+}
+
+func exact(s string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: s}}
+}
+
+// trust writes the secret with the roots of the mesh.
+func (e *encoder) trust(t *mesh.Trust) {
+	e.validation(trustName, t, nil)
+}
+
+// validation writes a secret that accepts certificates of the mesh with one of
+// the names; with no names it must be joined with some.
+func (e *encoder) validation(name string, t *mesh.Trust, names []*tlsv3.SubjectAltNameMatcher) {
+	if err := checkBundle(t.Bundle); err != nil {
+		e.errs = append(e.errs, fmt.Errorf("trust bundle: %w", err))
+	}
+	e.add(Secret, name, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
+		ValidationContext: &tlsv3.CertificateValidationContext{
+			TrustedCa:                 &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: t.Bundle}},
+			MatchTypedSubjectAltNames: names,
+		},
+	}})
+}
+
+// checkBundle refuses what Envoy would: it has no way to trust nobody, so an
+// empty bundle is a fault, and the proxy keeps what it had.
+func checkBundle(bundle string) error {
+	rest, n := []byte(bundle), 0
+	for ; ; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return fmt.Errorf("certificate %d: %w", n+1, err)
+		}
+	}
+	if n == 0 {
+		return errors.New("no PEM certificate; at least one root is needed")
+	}
+	return nil
+}
