@@ -59,7 +59,10 @@ func (c Config) build(ctx context.Context, names ...string) (programs, error) {
 		if err != nil {
 			return nil, err
 		}
-		source := filepath.Join(c.Source, "e2e", "tools", mod)
+		source, err := c.source("e2e", "tools", mod)
+		if err != nil {
+			return nil, err
+		}
 		folder, err := c.toolFolder(ctx, mod, source)
 		if err != nil {
 			return nil, err

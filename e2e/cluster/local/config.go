@@ -39,11 +39,6 @@ func (c Config) complete() (Config, error) {
 	if c.Tools, err = cacheFolder(c.Tools, "tools"); err != nil {
 		return c, err
 	}
-	if c.Source == "" {
-		if c.Source, err = findSource(); err != nil {
-			return c, err
-		}
-	}
 	if c.Out == nil {
 		c.Out = os.Stderr
 	}
@@ -63,9 +58,14 @@ func cacheFolder(given, name string) (string, error) {
 	return filepath.Abs(given)
 }
 
-// findSource returns the nearest folder at or above the working directory that
-// holds this module's go.mod.
-func findSource() (string, error) {
+// source returns the path of elements below the root of this repository, which
+// is the nearest folder at or above the working directory that holds this
+// module's go.mod. Only building asks for it, so that a cluster can be taken
+// down from anywhere.
+func (c Config) source(elements ...string) (string, error) {
+	if c.Source != "" {
+		return filepath.Join(append([]string{c.Source}, elements...)...), nil
+	}
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
@@ -73,7 +73,7 @@ func findSource() (string, error) {
 	for {
 		mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
 		if err == nil && strings.HasPrefix(string(mod), modulePath) {
-			return dir, nil
+			return filepath.Join(append([]string{dir}, elements...)...), nil
 		}
 		if parent := filepath.Dir(dir); parent != dir {
 			dir = parent
@@ -83,13 +83,16 @@ func findSource() (string, error) {
 	}
 }
 
-// runFolder returns the folder of a cluster's sockets. It is outside of the
+// id names the cluster wherever clusters of several state folders meet.
+func (c Config) id() string {
+	sum := sha256.Sum256([]byte(c.State))
+	return "outrigger-" + hex.EncodeToString(sum[:4])
+}
+
+// runFolder returns the folder of the cluster's sockets. It is outside of the
 // state folder because the path of a socket has little room (containerd allows
 // 42 characters for the folder of its shims' sockets).
-func (c Config) runFolder() string {
-	sum := sha256.Sum256([]byte(c.State))
-	return "/run/outrigger-" + hex.EncodeToString(sum[:4])
-}
+func (c Config) runFolder() string { return filepath.Join("/run", c.id()) }
 
 func (c Config) kubeconfig() string   { return filepath.Join(c.State, "kubeconfig") }
 func (c Config) logs() string         { return filepath.Join(c.State, "logs") }
@@ -108,6 +111,3 @@ func (c Config) step(what string, do func() error) error {
 	fmt.Fprintln(c.Out, outcome)
 	return err
 }
-
-// nodeName is the name of the cluster's only node.
-const nodeName = "outrigger"

@@ -13,12 +13,12 @@
 //   - [StartAPIServer]: etcd and kube-apiserver only, bound to the process that
 //     asked for them. Any number may run at once, without root. This is what
 //     integration tests want.
-//   - [Cluster.Up]: the whole node. It outlives the process that started it and
+//   - [Up]: the whole node. It outlives the process that started it and
 //     needs root. This is what end-to-end tests and the demo want.
 //
 // A cluster's state is one folder. Whatever is changed outside of that folder
 // (processes, a bridge, a table of packet filter rules, sysctls, cgroups) is
-// written to state.json in it first, and [Cluster.Down] undoes exactly what is
+// written to state.json in it first, and [Down] undoes exactly what is
 // written there, so that a crash or a reboot leaves nothing that the next Up
 // does not know how to remove.
 //
