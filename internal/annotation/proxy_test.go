@@ -87,6 +87,11 @@ func TestParseRedirect(t *testing.T) {
 			annotations: map[string]string{OSMExcludeOutboundPorts: sixteen},
 			want:        Redirect{ExcludeOutboundPorts: []uint16{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}},
 		},
+		"the mesh's own ports": {
+			reason:      "nobody may reach the outbound port from outside; calling such a port elsewhere is fine",
+			annotations: map[string]string{ExcludeInboundPorts: "15001", ExcludeOutboundPorts: "15001"},
+			refused:     []string{ExcludeInboundPorts},
+		},
 		"all faulty": {
 			reason: "every mistake is told at once, under the key that it was written with",
 			annotations: map[string]string{

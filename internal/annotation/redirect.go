@@ -42,11 +42,11 @@ type Redirect struct {
 func ParseRedirect(annotations map[string]string) (Redirect, error) {
 	var r Redirect
 	var errs []error
-	ports := func(to *[]uint16, keys ...string) {
+	ports := func(to *[]uint16, parse func(string) (uint16, bool), allowed string, keys ...string) {
 		for _, key := range keys {
-			list, ok := parseList(annotations[key], parsePort)
+			list, ok := parseList(annotations[key], parse)
 			if !ok {
-				errs = append(errs, podError(key, annotations[key], "ports from 1 to 65535, separated by commas"))
+				errs = append(errs, podError(key, annotations[key], allowed+", separated by commas"))
 			}
 			*to = append(*to, list...)
 		}
@@ -62,8 +62,8 @@ func ParseRedirect(annotations map[string]string) (Redirect, error) {
 		}
 		*to = union(netip.Prefix.Compare, *to)
 	}
-	ports(&r.ExcludeInboundPorts, ExcludeInboundPorts, OSMExcludeInboundPorts)
-	ports(&r.ExcludeOutboundPorts, ExcludeOutboundPorts, OSMExcludeOutboundPorts)
+	ports(&r.ExcludeInboundPorts, parseForeignPort, "ports from 1 to 65535 without the mesh's own, 15000 to 15020", ExcludeInboundPorts, OSMExcludeInboundPorts)
+	ports(&r.ExcludeOutboundPorts, parsePort, "ports from 1 to 65535", ExcludeOutboundPorts, OSMExcludeOutboundPorts)
 	cidrs(&r.ExcludeOutboundCIDRs, ExcludeOutboundCIDRs, OSMExcludeOutboundCIDRs)
 	cidrs(&r.IncludeOutboundCIDRs, IncludeOutboundCIDRs, OSMIncludeOutboundCIDRs)
 
@@ -109,6 +109,13 @@ func parseList[T any](text string, parse func(string) (T, bool)) ([]T, bool) {
 func parsePort(text string) (uint16, bool) {
 	n, err := strconv.ParseUint(text, 10, 16)
 	return uint16(n), err == nil && n > 0
+}
+
+// parseForeignPort refuses the sidecar's own ports: whoever reached the outbound
+// one from outside could make calls under the pod's identity.
+func parseForeignPort(text string) (uint16, bool) {
+	port, ok := parsePort(text)
+	return port, ok && (port < 15000 || port > 15020)
 }
 
 func parseUID(text string) (uint32, bool) {

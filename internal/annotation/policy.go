@@ -1,0 +1,51 @@
+package annotation
+
+import (
+	"strings"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// What a namespace says about policy. Both are annotations.
+const (
+	// TrafficPolicy decides about calls to the namespace's pods that no grant
+	// speaks of: "permissive" allows them, "enforced" denies them.
+	TrafficPolicy = "outrigger.dev/traffic-policy"
+	// Egress decides about calls of the namespace's pods to what is not in the
+	// mesh: "allow" or "deny".
+	Egress = "outrigger.dev/egress"
+)
+
+// NamespaceMode returns the mode of a namespace, which is the mesh's unless
+// [TrafficPolicy] says otherwise. With the error it returns the stricter mode,
+// which then holds.
+func NamespaceMode(annotations map[string]string, meshWide mesh.Mode) (mesh.Mode, error) {
+	value, ok := annotations[TrafficPolicy]
+	if !ok {
+		return meshWide, nil
+	}
+	switch strings.ToLower(value) {
+	case "permissive":
+		return mesh.Permissive, nil
+	case "enforced":
+		return mesh.Enforced, nil
+	}
+	return mesh.Enforced, &Error{Object: "namespace annotation", Key: TrafficPolicy, Value: value, Allowed: "permissive or enforced"}
+}
+
+// NamespaceEgress reports whether the pods of a namespace may leave the mesh,
+// which is as in the whole mesh unless [Egress] says otherwise. With the error it
+// returns false, which then holds.
+func NamespaceEgress(annotations map[string]string, meshWide bool) (bool, error) {
+	value, ok := annotations[Egress]
+	if !ok {
+		return meshWide, nil
+	}
+	switch strings.ToLower(value) {
+	case "allow":
+		return true, nil
+	case "deny":
+		return false, nil
+	}
+	return false, &Error{Object: "namespace annotation", Key: Egress, Value: value, Allowed: "allow or deny"}
+}
