@@ -1,0 +1,117 @@
+package ingest
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// proxyContainer is what the injector calls the sidecar.
+const proxyContainer = "outrigger-proxy"
+
+type podName struct{ namespace, name string }
+
+type podLabel struct{ namespace, key, value string }
+
+// A pod is a pod of a namespace of the mesh.
+type pod struct {
+	*corev1.Pod
+	hasProxy bool
+	identity mesh.Identity
+	ips      []netip.Addr
+	ports    map[uint16]claim // what Services lead to, if it has a proxy
+}
+
+// pods indexes the pods of the mesh's namespaces.
+func (b *builder) pods() {
+	b.byName = make(map[podName]*pod, len(b.objs.Pods))
+	b.byLabel = make(map[podLabel][]*pod, len(b.objs.Pods))
+	for _, o := range b.objs.Pods {
+		if !b.member(o.Namespace) {
+			continue
+		}
+		p := &pod{
+			Pod: o, hasProxy: hasProxy(o), ports: map[uint16]claim{},
+			identity: mesh.Identity{Namespace: o.Namespace, ServiceAccount: cmp.Or(o.Spec.ServiceAccountName, "default")},
+		}
+		for _, ip := range o.Status.PodIPs {
+			if a, err := netip.ParseAddr(ip.IP); err == nil {
+				p.ips = append(p.ips, a.Unmap())
+			}
+		}
+		b.byName[podName{o.Namespace, o.Name}] = p
+		if !p.hasProxy {
+			continue
+		}
+		for k, v := range o.Labels {
+			l := podLabel{o.Namespace, k, v}
+			b.byLabel[l] = append(b.byLabel[l], p)
+		}
+	}
+}
+
+// hasProxy reports whether a pod has a sidecar that runs or will run. A pod in
+// the host's network cannot have one, whatever its containers are called.
+func hasProxy(p *corev1.Pod) bool {
+	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return false
+	}
+	return slices.ContainsFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == proxyContainer && isSidecar(&c)
+	})
+}
+
+func isSidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// workloads lists the pods with a proxy, once the Services have said what they
+// serve.
+func (b *builder) workloads() {
+	for _, p := range b.byName {
+		if !p.hasProxy {
+			continue
+		}
+		w := mesh.Workload{
+			ID:       mesh.ProxyID{Namespace: p.Namespace, Pod: p.Name, UID: string(p.UID)},
+			Identity: p.identity,
+		}
+		for port, c := range p.ports {
+			w.Ports = append(w.Ports, mesh.WorkloadPort{Port: port, Protocol: c.protocol})
+		}
+		b.parts.Workloads = append(b.parts.Workloads, w)
+	}
+}
+
+// selected returns the pods with a proxy in a namespace that a selector matches.
+// An empty selector matches none. It looks through those of the rarest label only,
+// so that thousands of Services in one namespace stay cheap.
+func (b *builder) selected(namespace string, selector map[string]string) []*pod {
+	var fewest []*pod
+	first := true
+	for k, v := range selector {
+		if l := b.byLabel[podLabel{namespace, k, v}]; first || len(l) < len(fewest) {
+			fewest, first = l, false
+		}
+	}
+	var out []*pod
+	for _, p := range fewest {
+		if matches(selector, p.Labels) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func matches(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return len(selector) > 0
+}

@@ -1,0 +1,198 @@
+package ingest
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+
+	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// splits turns the TrafficSplits of the mesh's namespaces into splits. Of those
+// with the same apex the oldest wins.
+func (b *builder) splits() {
+	objs := slices.DeleteFunc(slices.Clone(b.objs.TrafficSplits), func(o *splitv1alpha4.TrafficSplit) bool { return !b.member(o.Namespace) })
+	slices.SortFunc(objs, func(p, q *splitv1alpha4.TrafficSplit) int {
+		return cmp.Or(p.CreationTimestamp.Compare(q.CreationTimestamp.Time), strings.Compare(p.Namespace, q.Namespace), strings.Compare(p.Name, q.Name))
+	})
+	winners := map[mesh.ServiceName]string{}
+	for _, o := range objs {
+		s := split{builder: b, o: o, ref: ref(splitv1alpha4.GroupVersion().String(), "TrafficSplit", o)}
+		name, ok := s.service(ApexNotFound, o.Spec.Service)
+		if !ok {
+			continue
+		}
+		apex := mesh.ServiceName{Namespace: o.Namespace, Name: name}
+		if winner, taken := winners[apex]; taken {
+			s.problem(SplitConflict, "service %s is split by the older TrafficSplit %s, so this one is left out", name, winner)
+			continue
+		}
+		winners[apex] = o.Name
+		if out, ok := s.model(apex); ok {
+			b.parts.Splits = append(b.parts.Splits, out)
+		}
+	}
+}
+
+// A split is a TrafficSplit while it is read.
+type split struct {
+	*builder
+	o   *splitv1alpha4.TrafficSplit
+	ref ObjectRef
+}
+
+func (s *split) problem(reason Reason, format string, args ...any) {
+	s.found.add(s.ref, reason, format, args...)
+}
+
+// service returns the name of a Service of the split's namespace, written as
+// name, name.namespace, name.namespace.svc or with the cluster's domain.
+func (s *split) service(notFound Reason, written string) (string, bool) {
+	name, rest, _ := strings.Cut(strings.TrimSuffix(written, "."), ".")
+	ns, tail, _ := strings.Cut(rest, ".")
+	switch {
+	case name == "" || tail != "" && tail != "svc" && tail != "svc."+s.opts.ClusterDomain:
+		s.problem(notFound, "%q is not the name of a Service", written)
+		return "", false
+	case ns != "" && ns != s.o.Namespace:
+		s.problem(OtherNamespace, "service %q is not in the namespace of the TrafficSplit", written)
+		return "", false
+	}
+	return name, true
+}
+
+func (s *split) model(apex mesh.ServiceName) (mesh.Split, bool) {
+	out := mesh.Split{Source: s.ref.String(), Apex: apex}
+	if len(s.ports[apex]) == 0 {
+		s.problem(ApexNotFound, "service %s does not exist or has no TCP port", apex.Name)
+		return mesh.Split{}, false
+	}
+	for _, m := range s.o.Spec.Matches {
+		out.Matches = append(out.Matches, s.requests(m)...)
+	}
+	if len(s.o.Spec.Matches) > 0 && len(out.Matches) == 0 {
+		// Without its matches it would split every request.
+		s.problem(NothingAllowed, "its matches come to nothing, so it splits nothing")
+		return mesh.Split{}, false
+	}
+	out.Backends = s.backends(apex)
+	s.checkCallers(apex, out.Backends)
+	return out, true
+}
+
+func (s *split) requests(m splitv1alpha4.MatchReference) []mesh.HTTPMatch {
+	if m.Kind != "HTTPRouteGroup" {
+		s.problem(UnsupportedKind, "match %s is a %s; only HTTPRouteGroup is supported", m.Name, m.Kind)
+		return nil
+	}
+	g, ok := s.groups[routeName{s.o.Namespace, m.Name}]
+	if !ok {
+		s.problem(RouteNotFound, "HTTPRouteGroup %s does not exist in this namespace, so it matches no request", m.Name)
+	}
+	return slices.Concat(slices.Collect(maps.Values(g))...)
+}
+
+// backends returns the backends that exist, each once.
+func (s *split) backends(apex mesh.ServiceName) []mesh.WeightedShare {
+	weights := map[string]uint64{}
+	var total uint64
+	for _, k := range s.o.Spec.Backends {
+		name, ok := s.service(BackendNotFound, k.Service)
+		if !ok {
+			continue
+		}
+		if k.Weight < 0 {
+			s.problem(BadWeight, "backend %s has weight %d, so it is left out; weights are from 0", name, k.Weight)
+			continue
+		}
+		if s.checkBackend(apex, name) {
+			weights[name] += uint64(k.Weight)
+			total += uint64(k.Weight)
+		}
+	}
+	shift := 0
+	for total>>shift > math.MaxUint32 { // which is as much as Envoy adds up
+		shift++
+	}
+	var out []mesh.WeightedShare
+	for name, w := range weights {
+		out = append(out, mesh.WeightedShare{Service: name, Weight: uint32(w >> shift)}) //nolint:gosec // shifted until it fits
+	}
+	return out
+}
+
+// checkBackend reports whether a backend exists, and reports as Problems the
+// ports of the apex that it cannot stand in for.
+func (s *split) checkBackend(apex mesh.ServiceName, name string) bool {
+	backend := mesh.ServiceName{Namespace: apex.Namespace, Name: name}
+	if len(s.ports[backend]) == 0 {
+		s.problem(BackendNotFound, "backend %s does not exist or has no TCP port, so its share goes to the others", name)
+		return false
+	}
+	for _, a := range s.ports[apex] {
+		i := slices.IndexFunc(s.ports[backend], func(k *mesh.Service) bool { return k.Name.Port == a.Name.Port })
+		if i < 0 {
+			s.problem(BackendUnfit, "backend %s has no port %d, so its share there goes to the others", name, a.Name.Port)
+		} else if !mesh.Splittable(a, s.ports[backend][i]) {
+			s.problem(BackendUnfit, "backend %s is headless or speaks another protocol on port %d, so its share there goes to the others", name, a.Name.Port)
+		}
+	}
+	return true
+}
+
+// checkCallers reports, in enforced mode, callers that may call some of the
+// backends but not all: they see other shares than those that are written.
+func (s *split) checkCallers(apex mesh.ServiceName, backends []mesh.WeightedShare) {
+	if s.inMesh[apex.Namespace].Mode == mesh.Permissive {
+		return
+	}
+	everyone := map[mesh.Identity]bool{}
+	may := map[string]map[mesh.Identity]bool{}
+	for _, k := range backends {
+		may[k.Service] = map[mesh.Identity]bool{}
+		for _, c := range s.callersOf(mesh.ServiceName{Namespace: apex.Namespace, Name: k.Service}) {
+			may[k.Service][c], everyone[c] = true, true
+		}
+	}
+	for _, k := range backends {
+		var without []mesh.Identity
+		for c := range everyone {
+			if !may[k.Service][c] {
+				without = append(without, c)
+			}
+		}
+		if len(without) > 0 {
+			slices.SortFunc(without, mesh.Identity.Compare)
+			s.problem(BackendNotAllowed, "backend %s may not be called by %s, so its share of their calls goes to the others", k.Service, some(without))
+		}
+	}
+}
+
+// callersOf returns who has a grant for any of the servers of a Service.
+func (s *split) callersOf(name mesh.ServiceName) []mesh.Identity {
+	var out []mesh.Identity
+	for _, port := range s.ports[name] {
+		for _, server := range port.Identities {
+			out = append(out, s.granted[server]...)
+		}
+	}
+	return out
+}
+
+// some names the first few identities.
+func some(ids []mesh.Identity) string {
+	const most = 3
+	var names []string
+	for _, id := range ids[:min(len(ids), most)] {
+		names = append(names, id.String())
+	}
+	out := strings.Join(names, ", ")
+	if n := len(ids) - most; n > 0 {
+		out += fmt.Sprintf(" and %d more", n)
+	}
+	return out
+}

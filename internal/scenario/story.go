@@ -1,0 +1,190 @@
+package scenario
+
+import (
+	"bytes"
+	_ "embed" // roots.pem
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"sigs.k8s.io/yaml"
+
+	"github.com/outrigger-mesh/outrigger/internal/api"
+	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
+	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
+	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/ingest"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// roots is a certificate that nobody has the key of.
+//
+//go:embed roots.pem
+var roots string
+
+// A Story is a cluster and what the mesh makes of it.
+type Story struct {
+	Name string // of its folder
+	Dir  string
+
+	Objects  ingest.Objects
+	Options  ingest.Options
+	Snapshot *mesh.Snapshot
+	Problems []ingest.Problem
+	// Proxies has one proxy for each distinct View, sorted.
+	Proxies []Proxy
+}
+
+// A Proxy is one of a Story's proxies and its View.
+type Proxy struct {
+	ID mesh.ProxyID
+	// Dir is the folder of its golden files.
+	Dir  string
+	View mesh.View
+}
+
+// Stories loads every story, in order of name. It is called by tests of this
+// package; others give Load the folders that they want.
+func Stories(t testing.TB) []Story {
+	t.Helper()
+	dirs, err := filepath.Glob("testdata/*/in.yaml")
+	if err != nil || len(dirs) == 0 {
+		t.Fatalf("find stories in testdata: %d, %v", len(dirs), err)
+	}
+	var out []Story
+	for _, in := range dirs {
+		s, err := Load(filepath.Dir(in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// Load reads the story in a folder and builds its Snapshot and Views.
+func Load(dir string) (Story, error) {
+	s := Story{Name: filepath.Base(dir), Dir: dir}
+	data, err := os.ReadFile(filepath.Join(dir, "in.yaml"))
+	if err != nil {
+		return Story{}, fmt.Errorf("read story: %w", err)
+	}
+	if s.Objects, err = Decode(data); err != nil {
+		return Story{}, fmt.Errorf("read %s/in.yaml: %w", dir, err)
+	}
+	if s.Options, err = options(dir); err != nil {
+		return Story{}, fmt.Errorf("read %s/mesh.yaml: %w", dir, err)
+	}
+	s.Snapshot, s.Problems = ingest.Build(s.Objects, s.Options)
+	s.Proxies = proxies(dir, s.Snapshot)
+	return s, nil
+}
+
+func proxies(dir string, snap *mesh.Snapshot) []Proxy {
+	seen := map[mesh.View]bool{}
+	var out []Proxy
+	for _, id := range snap.Proxies() {
+		v, _ := snap.View(id)
+		if seen[v] {
+			continue
+		}
+		seen[v] = true
+		out = append(out, Proxy{ID: id, Dir: filepath.Join(dir, id.Namespace+"."+id.Pod), View: v})
+	}
+	return out
+}
+
+// settings is mesh.yaml.
+type settings struct {
+	TrafficPolicy string `json:"trafficPolicy"`
+	Egress        string `json:"egress"`
+	OSMMeshName   string `json:"osmMeshName"`
+}
+
+// options returns the mesh's settings for a story: those of a fresh installation,
+// which is permissive and lets calls out, changed by mesh.yaml.
+func options(dir string) (ingest.Options, error) {
+	var s settings
+	data, err := os.ReadFile(filepath.Join(dir, "mesh.yaml"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ingest.Options{}, err
+	}
+	if err := yaml.UnmarshalStrict(data, &s); err != nil {
+		return ingest.Options{}, err
+	}
+	o := ingest.Options{
+		Mode: mesh.Permissive, AllowEgress: true,
+		TrustDomain: "cluster.local", ClusterDomain: "cluster.local", TrustBundle: roots,
+		ServiceCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")},
+		OSMMeshName:     s.OSMMeshName,
+		SystemNamespace: "outrigger-system",
+	}
+	if s.TrafficPolicy == "enforced" {
+		o.Mode = mesh.Enforced
+	}
+	if s.Egress == "deny" {
+		o.AllowEgress = false
+	}
+	return o, nil
+}
+
+// Decode reads Kubernetes and SMI objects from YAML documents. A field that a
+// kind does not have is an error: in a story it would be a slip of the pen.
+func Decode(data []byte) (ingest.Objects, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, api.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return ingest.Objects{}, err
+		}
+	}
+	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
+	var out ingest.Objects
+	for _, doc := range bytes.Split(data, []byte("\n---\n")) {
+		if len(bytes.TrimSpace(doc)) == 0 {
+			continue
+		}
+		// The API server hands TrafficSplits out in the version that is read.
+		doc = []byte(strings.Replace(string(doc), "apiVersion: split.smi-spec.io/v1alpha2", "apiVersion: split.smi-spec.io/v1alpha4", 1))
+		obj, _, err := decoder.Decode(doc, nil, nil)
+		if err != nil {
+			return ingest.Objects{}, fmt.Errorf("%w in:\n%s", err, doc)
+		}
+		if err := sortIn(&out, obj); err != nil {
+			return ingest.Objects{}, err
+		}
+	}
+	return out, nil
+}
+
+func sortIn(out *ingest.Objects, obj runtime.Object) error {
+	switch o := obj.(type) {
+	case *corev1.Namespace:
+		out.Namespaces = append(out.Namespaces, o)
+	case *corev1.Pod:
+		out.Pods = append(out.Pods, o)
+	case *corev1.Service:
+		out.Services = append(out.Services, o)
+	case *discoveryv1.EndpointSlice:
+		out.EndpointSlices = append(out.EndpointSlices, o)
+	case *accessv1alpha3.TrafficTarget:
+		out.TrafficTargets = append(out.TrafficTargets, o)
+	case *specsv1alpha4.HTTPRouteGroup:
+		out.HTTPRouteGroups = append(out.HTTPRouteGroups, o)
+	case *specsv1alpha4.TCPRoute:
+		out.TCPRoutes = append(out.TCPRoutes, o)
+	case *splitv1alpha4.TrafficSplit:
+		out.TrafficSplits = append(out.TrafficSplits, o)
+	default:
+		return fmt.Errorf("a story has no use for a %T", obj)
+	}
+	return nil
+}
