@@ -41,14 +41,13 @@ func Config(s Settings, n Node) ([]byte, error) {
 	}
 	files := FilesIn(n.StateDir)
 	config := object{
-		"node":                   n.node(),
-		"admin":                  admin(files),
-		"dynamic_resources":      dynamicResources(),
-		"static_resources":       object{"clusters": list{controlPlane(s, files)}},
-		"stats_config":           statsConfig(),
-		"stats_flush_on_admin":   true,
-		"application_log_config": applicationLog(),
-		"layered_runtime":        runtime(),
+		"node":                 n.node(),
+		"admin":                admin(files),
+		"dynamic_resources":    dynamicResources(),
+		"static_resources":     object{"clusters": list{controlPlane(s, files)}},
+		"stats_config":         statsConfig(),
+		"stats_flush_on_admin": true,
+		"layered_runtime":      runtime(),
 		// Denied calls are answered by listeners inside Envoy.
 		"bootstrap_extensions": list{object{
 			"name":         "envoy.bootstrap.internal_listener",
@@ -181,13 +180,6 @@ func runtime() object {
 		// the way out of a listener inside Envoy.
 		"envoy.reloadable_features.enable_send_rst_on_user_space_socket": false,
 	}}}}
-}
-
-// applicationLog writes Envoy's own log in the form of the agent's.
-func applicationLog() object {
-	return object{"log_format": object{"json_format": object{
-		"time": "%Y-%m-%dT%T.%e%z", "level": "%l", "logger": "%n", "msg": "%j",
-	}}}
 }
 
 func typed(message string, fields object) object {

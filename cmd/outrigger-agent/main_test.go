@@ -1,0 +1,559 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger/bootstrap"
+)
+
+// serveApp starts an application that answers 200, except at /slow, where it
+// waits until release is closed.
+func (w *world) serveApp() (release chan struct{}) {
+	w.t.Helper()
+	release = make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			select {
+			case <-release:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		fmt.Fprint(rw, "hello")
+	}))
+	w.t.Cleanup(server.Close)
+	w.app = server.Listener.Addr().String()
+	return release
+}
+
+func TestSidecar(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	w.serve()
+	_, port, err := net.SplitHostPort(w.app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appPort, err := strconv.ParseInt(port, 10, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.start("", func(s *bootstrap.Settings) {
+		s.Probes = []bootstrap.Probe{{Path: "/probe/app/liveness", HTTP: &bootstrap.HTTPProbe{Port: int32(appPort), Path: "/"}}}
+	})
+	s.ready()
+
+	t.Run("traffic", func(t *testing.T) {
+		if code, text, err := s.get(15003, "/"); code != http.StatusOK || text != "hello" {
+			t.Errorf("through Envoy: got %d %q %v; want the application's answer", code, text, err)
+		}
+	})
+	t.Run("identity", func(t *testing.T) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		want := []string{"bookstore/store-1/u-1 " + workloadID + " u-1"}
+		if !slices.Equal(w.nodes, want) {
+			t.Errorf("the stream was opened by %q; want %q", w.nodes, want)
+		}
+	})
+	t.Run("files", func(t *testing.T) {
+		for name, want := range map[string]os.FileMode{
+			"sds": os.ModeDir | 0o700, "sds/certificate.yaml": 0o600, "sds/trust.yaml": 0o600,
+			"envoy.sock": os.ModeSocket | 0o600, "agent.sock": os.ModeSocket | 0o600, "envoy.json": 0o600,
+		} {
+			info, err := os.Stat(filepath.Join(w.dir, "state", name))
+			if err != nil || info.Mode() != want {
+				t.Errorf("%s: got %v, %v; want mode %v", name, info, err, want)
+			}
+		}
+	})
+	t.Run("no secrets in the log", func(t *testing.T) {
+		log := s.log.String()
+		if strings.Contains(log, "PRIVATE KEY") || strings.Contains(log, "Bearer") {
+			t.Error("the log has the key or the token")
+		}
+	})
+	t.Run("log", func(t *testing.T) {
+		for line := range strings.Lines(s.log.String()) {
+			var fields map[string]any
+			if err := json.Unmarshal([]byte(line), &fields); err != nil || fields["msg"] == nil || fields["level"] == nil || fields["time"] == nil {
+				t.Errorf("not a JSON line with msg, level and time: %s", line)
+			}
+		}
+	})
+	t.Run("port", func(t *testing.T) {
+		for path, want := range map[string]int{
+			"/probe/app/liveness": 200, "/probe/app/liveness/": 404, "//probe/app/liveness": 404, "/probe/app/%6civeness": 200,
+			"/probe/app": 404, "/": 404, "/drain": 404, "/stats": 404, "/quitquitquit": 404, "/ready/": 404,
+		} {
+			if code, _, err := s.get(15020, path); code != want {
+				t.Errorf("%s: got %d %v; want %d", path, code, err, want)
+			}
+		}
+		response, err := http.Post(fmt.Sprintf("http://%s:15020/ready", w.ip), "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("POST: got %d; want 405", response.StatusCode)
+		}
+	})
+	t.Run("admin", func(t *testing.T) { checkAdmin(t, s) })
+}
+
+func checkAdmin(t *testing.T, s *sidecar) {
+	tests := map[string]struct {
+		reason       string
+		method, path string
+		want         string // in the output; empty: refused
+	}{
+		"config":   {"it only shows", "GET", "/config_dump?resource=dynamic_listeners", "inbound"},
+		"stats":    {"the statistics that prove TLS are admitted", "GET", "/stats?filter=control_plane", "control_plane.connected_state: 1"},
+		"logging":  {"the level can be changed", "POST", "/logging?config=debug", "config: debug"},
+		"quit":     {"it would end Envoy", "POST", "/quitquitquit", ""},
+		"health":   {"it would take the pod out of service", "POST", "/healthcheck/fail", ""},
+		"drain":    {"it would end all connections", "POST", "/drain_listeners", ""},
+		"runtime":  {"nothing is changed past the mesh", "POST", "/runtime_modify?a=b", ""},
+		"get":      {"the method counts, too", "GET", "/reset_counters", ""},
+		"dots":     {"paths are compared as they are", "POST", "/logging/../quitquitquit", ""},
+		"absolute": {"another host is no path", "GET", "http://example.org/stats", ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			out, err := s.commandOf("", "admin", test.method, test.path).CombinedOutput()
+			if test.want == "" {
+				var exit *exec.ExitError
+				if !errors.As(err, &exit) || exit.ExitCode() != exitFailure || !strings.Contains(string(out), "allowed") {
+					t.Errorf("%s: got %v\n%s\nwant a refusal", test.reason, err, out)
+				}
+			} else if err != nil || !strings.Contains(string(out), test.want) {
+				t.Errorf("%s: got %v\n%s\nwant %q", test.reason, err, out, test.want)
+			}
+		})
+	}
+}
+
+// TestRenewal has certificates of a few seconds, a token that is replaced, and a
+// control plane that goes away.
+func TestRenewal(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	w.lifetime = 6 * time.Second
+	stop := w.serve()
+	s := w.start("", nil)
+	s.ready()
+	first := w.serials()
+	if len(first) != 1 {
+		t.Fatalf("Envoy has certificates %q; want one", first)
+	}
+
+	// From now on only the new token is good.
+	w.mu.Lock()
+	w.token = "two"
+	w.mu.Unlock()
+	s.logs("token not accepted")
+	w.write("token", "two\n")
+	w.mu.Lock()
+	w.lifetime = time.Hour
+	w.mu.Unlock()
+	s.eventually("Envoy has a new certificate", func() error {
+		if now := w.serials(); len(now) != 1 || now[0] == first[0] {
+			return fmt.Errorf("it has %q, and had %q", now, first)
+		}
+		return nil
+	})
+
+	stop()
+	s.ready()
+	if code, text, err := s.get(15003, "/"); code != http.StatusOK {
+		t.Errorf("without control plane: got %d %q %v; want traffic to flow on", code, text, err)
+	}
+}
+
+// TestExpiry holds that a sidecar whose certificate has ended is not ready, and
+// is ready again when it gets another.
+func TestExpiry(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	w.lifetime = 4 * time.Second
+	stop := w.serve()
+	s := w.start("", nil)
+	s.ready()
+	stop()
+	s.eventually("the sidecar is not ready", func() error {
+		if code, text, err := s.get(15020, "/ready"); code != http.StatusServiceUnavailable || !strings.Contains(text, "the certificate ended at") {
+			return fmt.Errorf("%d %s %w", code, text, err)
+		}
+		return nil
+	})
+	w.serve()
+	s.ready()
+}
+
+// serials are those of the certificates that Envoy uses for itself.
+func (w *world) serials() []string {
+	out, err := w.commandOf("", "admin", "GET", "/certs").Output()
+	if err != nil {
+		return nil
+	}
+	var dump struct {
+		Certificates []struct {
+			CertChain []struct {
+				SerialNumber string `json:"serial_number"`
+			} `json:"cert_chain"`
+		}
+	}
+	if err := json.Unmarshal(out, &dump); err != nil {
+		w.t.Errorf("Envoy's certificates: %v\n%s", err, out)
+	}
+	var serials []string
+	for _, c := range dump.Certificates {
+		for _, leaf := range c.CertChain {
+			serials = append(serials, leaf.SerialNumber)
+		}
+	}
+	return serials
+}
+
+func TestControlPlaneComesLate(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	s := w.start("", nil)
+	s.logs("no certificate")
+	if code, text, err := s.get(15020, "/ready"); code != http.StatusServiceUnavailable || !strings.Contains(text, "no certificate yet") {
+		t.Errorf("before the first certificate: got %d %q %v; want 503", code, text, err)
+	}
+	w.serve()
+	s.ready()
+}
+
+func TestWrongControlPlane(t *testing.T) {
+	w := newWorld(t)
+	w.id = "spiffe://cluster.local/ns/bookstore/sa/thief" // a workload's certificate, of the same root
+	w.serve()
+	s := w.start("", nil)
+	s.logs("want exactly " + controlPlaneID)
+	w.mu.Lock()
+	asked := w.asked
+	w.mu.Unlock()
+	if asked != 0 {
+		t.Error("the token was sent to somebody who is not the control plane")
+	}
+	if err := s.command.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := s.exit(); code != 0 {
+		t.Errorf("told to end before there was a certificate: got status %d; want 0", code)
+	}
+}
+
+// TestDrain follows the end of a pod whose callers are still being answered.
+func TestDrain(t *testing.T) {
+	w := newWorld(t)
+	release := w.serveApp()
+	w.serve()
+	s := w.start("", nil)
+	s.ready()
+	answer := make(chan string, 1)
+	go func() {
+		code, text, err := w.get(15003, "/slow")
+		answer <- fmt.Sprint(code, " ", text, " ", err)
+	}()
+	s.eventually("the request is on its way", func() error { return s.stat("http.inbound.downstream_rq_active", "1") })
+
+	if out, err := w.commandOf("", "drain").CombinedOutput(); err != nil {
+		t.Fatalf("drain: %v\n%s", err, out)
+	}
+	// Envoy goes on accepting, and says that this connection is the last.
+	response, err := http.Get(fmt.Sprintf("http://%s:15003/", w.ip))
+	if err != nil {
+		t.Fatalf("while draining: %v", err)
+	}
+	defer response.Body.Close()
+	if !response.Close || response.StatusCode != http.StatusOK {
+		t.Errorf("while draining: got %d, close %v; want an answer with connection: close", response.StatusCode, response.Close)
+	}
+
+	if err := s.command.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	// Two questions to a sidecar that is to end: it is still there, and waits.
+	for range 2 {
+		if code, _, err := s.get(15003, "/"); code != http.StatusOK {
+			t.Fatalf("after SIGTERM, with a request on its way: got %d %v", code, err)
+		}
+	}
+	close(release)
+	if got := <-answer; got != "200 hello <nil>" {
+		t.Errorf("the request that was on its way: got %s; want its answer", got)
+	}
+	if code := s.exit(); code != 0 {
+		t.Errorf("got status %d; want 0", code)
+	}
+	if log := s.log.String(); !strings.Contains(log, "nobody is served any more") || strings.Count(log, "drain started") != 1 {
+		t.Error("the sidecar did not wait for its callers, or began to drain twice")
+	}
+}
+
+// TestDrainDeadline has a TCP connection that nobody ends.
+func TestDrainDeadline(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	w.serve()
+	s := w.start("", func(s *bootstrap.Settings) { s.DrainSeconds = 4 })
+	s.ready()
+	conn, err := net.Dial("tcp", w.tcpIP+":15003")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: app\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "200") {
+		t.Fatalf("over TCP: got %q %v", line, err)
+	}
+	if err := s.command.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := s.exit(); code != 0 {
+		t.Errorf("got status %d; want 0", code)
+	}
+	if !strings.Contains(s.log.String(), "drain ended by the deadline") {
+		t.Error("the connection was not waited for")
+	}
+}
+
+// TestDrainIdle has a keep-alive connection, over which nothing can be asked any
+// more: it is not waited for.
+func TestDrainIdle(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	w.serve()
+	s := w.start("", func(s *bootstrap.Settings) { s.DrainSeconds = 3600 })
+	s.ready()
+	client := &http.Client{Transport: &http.Transport{}}
+	response, err := client.Get(fmt.Sprintf("http://%s:15003/", w.ip))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	s.eventually("the connection is idle", func() error { return s.stat("http.inbound.downstream_cx_active", "1") })
+	if err := s.command.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := s.exit(); code != 0 {
+		t.Errorf("got status %d; want 0", code)
+	}
+}
+
+func (s *sidecar) stat(name, want string) error {
+	out, err := s.commandOf("", "admin", "GET", "/stats?filter=^"+strings.ReplaceAll(name, ".", `\.`)+"$").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	if got := strings.TrimSpace(string(out)); got != name+": "+want {
+		return fmt.Errorf("it is %q", got)
+	}
+	return nil
+}
+
+func TestEnvoyDies(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	w.serve()
+	s := w.start("", nil)
+	s.ready()
+	match := regexp.MustCompile(`"msg":"envoy started".*"pid":(\d+)`).FindStringSubmatch(s.log.String())
+	if match == nil {
+		t.Fatal("the log does not name Envoy's process")
+	}
+	pid, err := strconv.Atoi(match[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if code := s.exit(); code != 128+9 {
+		t.Errorf("got status %d; want Envoy's, 137", code)
+	}
+}
+
+// TestCannotRun holds that what is wrong with the container ends it, with a word.
+func TestCannotRun(t *testing.T) {
+	w := newWorld(t)
+	w.serve()
+	settings, err := json.Marshal(bootstrap.Settings{
+		Mesh: "outrigger", TrustDomain: "cluster.local", ControlPlane: w.address, ControlPlaneID: controlPlaneID,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := freeAddress(t)
+	l, err := net.Listen("tcp", taken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	tests := map[string]struct {
+		args []string
+		env  string
+		want string
+	}{
+		"no Envoy":    {[]string{"-envoy", "/nonexistent", "-address", w.ip + ":15020"}, "", "start Envoy"},
+		"port taken":  {[]string{"-address", taken}, "", "listen for probes"},
+		"no identity": {[]string{"-address", w.ip + ":15020"}, bootstrap.EnvPodUID + "=", "pod uid is empty"},
+		"no address":  {[]string{"-address", w.ip + ":15020"}, bootstrap.EnvPodIPs + "=", "POD_IPS"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			command := w.commandOf("", append(test.args, "proxy", string(settings))...)
+			command.Env = append(command.Env, test.env)
+			out, err := command.CombinedOutput()
+			if command.ProcessState.ExitCode() <= 0 || !strings.Contains(string(out), test.want) {
+				t.Errorf("got %v\n%s\nwant a failure that says %q", err, out, test.want)
+			}
+		})
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	w := newWorld(t)
+	tests := map[string]struct {
+		reason string
+		args   []string
+		want   int
+		text   string
+	}{
+		"nothing":      {"there is no default", nil, exitUsage, "usage:"},
+		"unknown":      {"a misspelled command does nothing", []string{"drian"}, exitUsage, "usage:"},
+		"too many":     {"a word too many is a mistake", []string{"drain", "now"}, exitUsage, "usage:"},
+		"no agent":     {"there is nobody to tell", []string{"drain"}, exitFailure, "ask the agent to drain"},
+		"no envoy":     {"there is nobody to ask", []string{"admin", "GET", "/stats"}, exitFailure, "ask Envoy"},
+		"bad settings": {"the field is named", []string{"proxy", `{"mesh":1}`}, exitUsage, "mesh"},
+		"help":         {"asking is no mistake", []string{"-h"}, 0, "usage:"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			command := w.commandOf("", test.args...)
+			out, _ := command.CombinedOutput()
+			if got := command.ProcessState.ExitCode(); got != test.want || !strings.Contains(string(out), test.text) {
+				t.Errorf("%s: got status %d\n%s\nwant %d and %q", test.reason, got, out, test.want, test.text)
+			}
+		})
+	}
+}
+
+// TestMemory measures the agent that users run, at rest after a renewal.
+func TestMemory(t *testing.T) {
+	const limit = 20 << 10 // kB
+	w := newWorld(t)
+	w.serveApp()
+	w.lifetime = 6 * time.Second
+	w.serve()
+	binary := filepath.Join(w.dir, "outrigger-agent")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the agent: %v\n%s", err, out)
+	}
+	s := w.start(binary, nil)
+	s.ready()
+	s.eventually("there were three certificates", func() error {
+		if n := strings.Count(s.log.String(), "certificate signed"); n < 3 {
+			return fmt.Errorf("there were %d", n)
+		}
+		return nil
+	})
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.command.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
+	if match == nil {
+		t.Fatalf("no VmRSS in:\n%s", status)
+	}
+	rss, err := strconv.Atoi(string(match[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("resident memory of the agent: %d kB\n%s", rss, regexp.MustCompile(`Rss\w+:.*`).FindAll(status, -1))
+	if rss > limit {
+		t.Errorf("the agent holds %d kB; want at most %d kB", rss, limit)
+	}
+}
+
+// TestRoot holds that the trust file is not taken for what it is not.
+func TestRoot(t *testing.T) {
+	w := newWorld(t)
+	other := newAuthority(t)
+	w.write("ca.crt", string(other.pem()))
+	w.serve()
+	s := w.start("", nil)
+	s.logs("certificate signed by unknown authority")
+	w.write("ca.crt", "nothing\n")
+	s.logs("there is no certificate in it")
+	both := append(other.pem(), w.root.pem()...)
+	w.app = "127.0.0.1:1"
+	w.write("ca.crt", string(both))
+	s.ready()
+	trust, err := os.ReadFile(filepath.Join(w.dir, "state/sds/trust.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []authority{other, w.root} {
+		if !rootIn(t, trust, a.certificate) {
+			t.Errorf("Envoy does not trust root %s", a.certificate.Subject)
+		}
+	}
+}
+
+func rootIn(t *testing.T, secret []byte, want *x509.Certificate) bool {
+	t.Helper()
+	var file struct {
+		Resources []struct {
+			Context struct {
+				CA struct {
+					Text string `json:"inline_string"`
+				} `json:"trusted_ca"`
+			} `json:"validation_context"`
+		}
+	}
+	if err := json.Unmarshal(secret, &file); err != nil {
+		t.Fatal(err)
+	}
+	for rest := []byte(file.Resources[0].Context.CA.Text); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return false
+		}
+		if bytes.Equal(block.Bytes, want.Raw) {
+			return true
+		}
+	}
+}

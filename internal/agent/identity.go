@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger/bootstrap"
+)
+
+const (
+	// trustInterval is how often the mounted roots are read again. The kubelet
+	// needs about a minute itself to bring a change into the pod.
+	trustInterval = 30 * time.Second
+	// signTimeout bounds one request for a certificate.
+	signTimeout = 10 * time.Second
+	// firstRetry and lastRetry bound the back-off.
+	firstRetry = 250 * time.Millisecond
+	lastRetry  = 30 * time.Second
+	// soonest bounds how fast certificates of a short life are renewed.
+	soonest = time.Second
+)
+
+// An identity keeps the files of the workload's key, chain and roots up to date
+// for Envoy.
+type identity struct {
+	signer    signer
+	trustFile string
+	files     bootstrap.Files
+	log       *slog.Logger
+
+	notAfter atomic.Pointer[time.Time] // of what is in the file; nil before the first
+	first    chan struct{}             // closed when there is a certificate
+	roots    [][]byte                  // of the last signing, DER; used by keep alone
+	trust    string                    // what is in the trust file; used by keep alone
+}
+
+func newIdentity(c Config, files bootstrap.Files) *identity {
+	return &identity{
+		signer:    signer{settings: c.Settings, node: c.Node, tokenFile: c.TokenFile},
+		trustFile: c.TrustFile,
+		files:     files,
+		log:       c.Log,
+		first:     make(chan struct{}),
+	}
+}
+
+// valid returns an error unless there is a certificate for the given moment.
+func (i *identity) valid(now time.Time) error {
+	notAfter := i.notAfter.Load()
+	switch {
+	case notAfter == nil:
+		return errors.New("no certificate yet")
+	case now.After(*notAfter):
+		return fmt.Errorf("the certificate ended at %s", notAfter.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// keep gets a certificate and renews it until ctx ends. Nothing that goes wrong
+// ends it: a workload without control plane has its certificate for half its
+// life yet.
+func (i *identity) keep(ctx context.Context) error {
+	trust := time.NewTicker(trustInterval)
+	defer trust.Stop()
+	next := time.NewTimer(0)
+	defer next.Stop()
+	failures := 0
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-trust.C:
+			if i.notAfter.Load() == nil {
+				continue
+			}
+			if err := i.writeTrust(); err != nil {
+				i.log.Error("trusted roots not refreshed", "error", err)
+			}
+		case <-next.C:
+			notAfter, err := i.renew(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				failures++
+				wait := backoff(failures)
+				i.log.Warn("no certificate", "error", err, "attempt", failures, "retryIn", wait.Round(time.Millisecond).String())
+				next.Reset(wait)
+				continue
+			}
+			failures = 0
+			wait := renewal(time.Until(notAfter))
+			i.log.Info("certificate signed", "notAfter", notAfter.Format(time.RFC3339), "renewIn", wait.Round(time.Second).String())
+			next.Reset(wait)
+		}
+	}
+}
+
+// renew has a new key signed and puts it where Envoy sees it.
+func (i *identity) renew(ctx context.Context) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	trusted, err := i.trusted()
+	if err != nil {
+		return time.Time{}, err
+	}
+	signed, err := i.signer.sign(ctx, trusted)
+	if err != nil {
+		return time.Time{}, err
+	}
+	i.roots = signed.roots
+	// Trust first: the new certificate may belong to a new root.
+	if err := i.writeTrust(); err != nil {
+		return time.Time{}, err
+	}
+	secret, err := bootstrap.CertificateSecret(signed.chain, signed.key)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("make the certificate's file: %w", err)
+	}
+	if err := replaceFile(i.files.Certificate, secret); err != nil {
+		return time.Time{}, fmt.Errorf("write the certificate: %w", err)
+	}
+	if i.notAfter.Swap(&signed.notAfter) == nil {
+		close(i.first)
+	}
+	return signed.notAfter, nil
+}
+
+// trusted are the mounted roots joined with those of the last signing, so that
+// neither a mounted file that is late nor one that is early locks us out.
+func (i *identity) trusted() (roots, error) {
+	mounted, err := os.ReadFile(i.trustFile)
+	if err != nil && len(i.roots) == 0 {
+		return nil, fmt.Errorf("read the roots to trust: %w", err)
+	}
+	trusted, err := parseRoots(mounted, i.roots)
+	if err != nil {
+		return nil, fmt.Errorf("read the roots to trust in %s: %w", i.trustFile, err)
+	}
+	return trusted, nil
+}
+
+func (i *identity) writeTrust() error {
+	trusted, err := i.trusted()
+	if err != nil {
+		return err
+	}
+	pem := trusted.pem()
+	if string(pem) == i.trust {
+		return nil
+	}
+	secret, err := bootstrap.TrustSecret(pem)
+	if err != nil {
+		return fmt.Errorf("make the file of trusted roots: %w", err)
+	}
+	if err := replaceFile(i.files.Trust, secret); err != nil {
+		return fmt.Errorf("write the trusted roots: %w", err)
+	}
+	i.trust = string(pem)
+	return nil
+}
+
+// renewal is half of what is left, a tenth more or less, so that pods that
+// started together do not come together.
+func renewal(left time.Duration) time.Duration {
+	return max(soonest, jitter(left/2, 0.1))
+}
+
+// backoff doubles with each failure, half of it more or less.
+func backoff(failures int) time.Duration {
+	return jitter(min(firstRetry<<min(failures-1, 16), lastRetry), 0.5)
+}
+
+// jitter is d, more or less by up to a share of it.
+func jitter(d time.Duration, share float64) time.Duration {
+	return d + time.Duration((2*rand.Float64()-1)*share*float64(d)) //nolint:gosec // spreads load, keeps no secret
+}
