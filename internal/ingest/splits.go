@@ -52,13 +52,13 @@ func (s *split) problem(reason Reason, format string, args ...any) {
 // service returns the name of a Service of the split's namespace, written as
 // name, name.namespace, name.namespace.svc or with the cluster's domain.
 func (s *split) service(notFound Reason, written string) (string, bool) {
-	name, rest, _ := strings.Cut(strings.TrimSuffix(written, "."), ".")
+	name, rest, dotted := strings.Cut(strings.TrimSuffix(written, "."), ".")
 	ns, tail, _ := strings.Cut(rest, ".")
 	switch {
-	case name == "" || tail != "" && tail != "svc" && tail != "svc."+s.opts.ClusterDomain:
+	case name == "" || dotted && ns == "" || tail != "" && tail != "svc" && tail != "svc."+s.opts.ClusterDomain:
 		s.problem(notFound, "%q is not the name of a Service", written)
 		return "", false
-	case ns != "" && ns != s.o.Namespace:
+	case dotted && ns != s.o.Namespace:
 		s.problem(OtherNamespace, "service %q is not in the namespace of the TrafficSplit", written)
 		return "", false
 	}
@@ -125,23 +125,26 @@ func (s *split) backends(apex mesh.ServiceName) []mesh.WeightedShare {
 	return out
 }
 
-// checkBackend reports whether a backend exists, and reports as Problems the
-// ports of the apex that it cannot stand in for.
+// checkBackend reports whether a backend can take the traffic of any port of the
+// apex. The ports whose traffic it cannot take are Problems.
 func (s *split) checkBackend(apex mesh.ServiceName, name string) bool {
 	backend := mesh.ServiceName{Namespace: apex.Namespace, Name: name}
 	if len(s.ports[backend]) == 0 {
 		s.problem(BackendNotFound, "backend %s does not exist or has no TCP port, so its share goes to the others", name)
 		return false
 	}
+	fit := false
 	for _, a := range s.ports[apex] {
 		i := slices.IndexFunc(s.ports[backend], func(k *mesh.Service) bool { return k.Name.Port == a.Name.Port })
 		if i < 0 {
 			s.problem(BackendUnfit, "backend %s has no port %d, so its share there goes to the others", name, a.Name.Port)
 		} else if !mesh.Splittable(a, s.ports[backend][i]) {
 			s.problem(BackendUnfit, "backend %s is headless or speaks another protocol on port %d, so its share there goes to the others", name, a.Name.Port)
+		} else {
+			fit = true
 		}
 	}
-	return true
+	return fit
 }
 
 // checkCallers reports, in enforced mode, callers that may call some of the
