@@ -39,10 +39,14 @@ func (q *request) flags(cmd *cobra.Command) {
 type reply struct {
 	Status   int
 	Identity string
-	Reused   bool // the request went over a connection that had carried another
+	Refusal  string // beginning of the body, where Status is not 2xx
+	Reused   bool   // the request went over a connection that had carried another
 	Took     time.Duration
 	Err      error
 }
+
+// good reports whether the request was answered with a status of success.
+func (r reply) good() bool { return r.Err == nil && r.Status >= 200 && r.Status <= 299 }
 
 // code is the status for counting: "200", or "error".
 func (r reply) code() string {
@@ -93,8 +97,16 @@ func (q *request) do(ctx context.Context, client *http.Client) (r reply) {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	r.Status, r.Identity = resp.StatusCode, resp.Header.Get(identityHeader)
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+	// Read to its end, or the connection could not be used again.
+	beginning, err := io.ReadAll(io.LimitReader(resp.Body, 1024))
+	if err == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+	}
+	if err != nil {
 		r.Err = fmt.Errorf("read body of the answer: %w", err)
+	}
+	if !r.good() {
+		r.Refusal = string(beginning)
 	}
 	return r
 }

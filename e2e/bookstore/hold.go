@@ -16,14 +16,16 @@ type hold struct {
 	duration time.Duration
 }
 
-// A Line is what hold prints for each request.
+// A Line is what hold and job print for each request.
 type Line struct {
 	Time     string `json:"time"` // of the answer
 	Status   int    `json:"status"`
 	Identity string `json:"identity,omitempty"`
 	// Reused is false for the first request of a connection.
-	Reused bool   `json:"reused"`
-	Error  string `json:"error,omitempty"`
+	Reused bool `json:"reused"`
+	// Refusal is the beginning of the body of an answer that is not 2xx.
+	Refusal string `json:"refusal,omitempty"`
+	Error   string `json:"error,omitempty"`
 }
 
 func holdCommand() *cobra.Command {
@@ -55,7 +57,7 @@ func (h *hold) run(ctx context.Context, w io.Writer) error {
 		if ctx.Err() != nil {
 			return nil // the request was cut off by us
 		}
-		line := Line{Time: now(), Status: r.Status, Identity: r.Identity, Reused: r.Reused}
+		line := Line{Time: now(), Status: r.Status, Identity: r.Identity, Reused: r.Reused, Refusal: r.Refusal}
 		if r.Err != nil {
 			line.Error = r.Err.Error()
 		}

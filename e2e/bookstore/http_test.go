@@ -121,9 +121,15 @@ func TestShopsRefuse(t *testing.T) {
 	}
 }
 
-// start serves handler as the roles do, and returns its URL, what sends the
-// signal to stop, and what serve returns.
-func start(t *testing.T, s server, handler http.Handler) (url string, stop func(), done <-chan error) {
+// A running server is one that serves as the roles do.
+type running struct {
+	url   string
+	stop  func()       // sends the signal to stop
+	done  <-chan error // what serve returns
+	crash func()       // takes the port away
+}
+
+func start(t *testing.T, s server, handler http.Handler) running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	listener, err := s.listen(ctx)
@@ -136,12 +142,12 @@ func start(t *testing.T, s server, handler http.Handler) (url string, stop func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	return "http://127.0.0.1:" + port, cancel, ended
+	return running{url: "http://127.0.0.1:" + port, stop: cancel, done: ended, crash: func() { _ = listener.Close() }}
 }
 
 func TestHTTPEchoGetsPathsAsSent(t *testing.T) {
-	url, stop, done := start(t, server{}, newHTTPEcho("echo"))
-	resp, body := ask(t, http.MethodPut, url+"/ok/../admin%2f?a=b", "")
+	echo := start(t, server{}, newHTTPEcho("echo"))
+	resp, body := ask(t, http.MethodPut, echo.url+"/ok/../admin%2f?a=b", "")
 	var got Echo
 	if err := json.Unmarshal([]byte(body), &got); err != nil {
 		t.Fatalf("%s: %v", body, err)
@@ -149,31 +155,31 @@ func TestHTTPEchoGetsPathsAsSent(t *testing.T) {
 	if resp.StatusCode != http.StatusOK || got.Path != "/ok/../admin%2f?a=b" || got.Method != http.MethodPut {
 		t.Errorf("got %s %s %s, want 200 and the request as it was sent", resp.Status, got.Method, got.Path)
 	}
-	stop()
-	if err := <-done; err != nil {
+	echo.stop()
+	if err := <-echo.done; err != nil {
 		t.Error(err)
 	}
 }
 
 func TestServerFinishesWhatIsUnderWay(t *testing.T) {
 	arrived, release := make(chan struct{}), make(chan struct{})
-	url, stop, done := start(t, server{drain: time.Millisecond}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+	slow := start(t, server{drain: time.Millisecond}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		close(arrived)
 		<-release
 	}))
-	if resp, _ := ask(t, http.MethodGet, url+"/readiness", ""); resp.StatusCode != http.StatusOK {
+	if resp, _ := ask(t, http.MethodGet, slow.url+"/readiness", ""); resp.StatusCode != http.StatusOK {
 		t.Errorf("readiness: got %s, want 200", resp.Status)
 	}
 	answered := make(chan int, 1)
 	go func() {
-		q := request{url: url, method: http.MethodGet, timeout: time.Minute}
+		q := request{url: slow.url, method: http.MethodGet, timeout: time.Minute}
 		answered <- q.do(t.Context(), newClient(true, 1)).Status
 	}()
 	<-arrived
-	stop()
+	slow.stop()
 	// The server gives up its port after the drain time, with the request
 	// still under way.
-	address := strings.TrimPrefix(url, "http://")
+	address := strings.TrimPrefix(slow.url, "http://")
 	for {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
@@ -182,7 +188,7 @@ func TestServerFinishesWhatIsUnderWay(t *testing.T) {
 		_ = conn.Close()
 	}
 	select {
-	case err := <-done:
+	case err := <-slow.done:
 		t.Fatalf("server ended (%v) with a request under way", err)
 	default:
 	}
@@ -190,26 +196,27 @@ func TestServerFinishesWhatIsUnderWay(t *testing.T) {
 	if got := <-answered; got != http.StatusOK {
 		t.Errorf("request under way: got %d, want 200", got)
 	}
-	if err := <-done; err != nil {
+	if err := <-slow.done; err != nil {
 		t.Errorf("serve: %v", err)
 	}
 }
 
 func TestServerServesWhileItDrains(t *testing.T) {
-	url, stop, done := start(t, server{drain: 300 * time.Millisecond}, newStore("bookstore", ""))
-	stop()
+	store := start(t, server{drain: time.Hour}, newStore("bookstore", ""))
+	store.stop()
 	// From the signal on readiness fails, while buyers are still served.
 	for {
-		resp, _ := ask(t, http.MethodGet, url+"/readiness", "")
+		resp, _ := ask(t, http.MethodGet, store.url+"/readiness", "")
 		if resp.StatusCode == http.StatusServiceUnavailable {
 			break
 		}
 	}
-	if resp, _ := ask(t, http.MethodGet, url+"/books-bought", ""); resp.StatusCode != http.StatusOK || !resp.Close {
+	if resp, _ := ask(t, http.MethodGet, store.url+"/books-bought", ""); resp.StatusCode != http.StatusOK || !resp.Close {
 		t.Errorf("while draining: got %s, connection closed %v; want 200 and true", resp.Status, resp.Close)
 	}
-	if err := <-done; err != nil {
-		t.Errorf("serve: %v", err)
+	store.crash()
+	if err := <-store.done; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("serve, its port taken away: got %v, want %v", err, net.ErrClosed)
 	}
 }
 
@@ -339,7 +346,7 @@ func TestLoadCountsWhatHasNoAnswer(t *testing.T) {
 func TestLoadEndsWithItsTime(t *testing.T) {
 	server := httptest.NewServer(newStore("bookstore", ""))
 	defer server.Close()
-	out, _, err := command(t, "load", "--url", server.URL+"/books-bought", "--requests", "0", "--duration", "50ms", "--rate", "200")
+	out, _, err := command(t, "load", "--url", server.URL+"/books-bought", "--requests", "0", "--duration", "500ms", "--rate", "200")
 	var got Summary
 	if err != nil || json.Unmarshal([]byte(out), &got) != nil {
 		t.Fatalf("got %v, %s; want status 0 and JSON", err, out)
@@ -380,7 +387,7 @@ func TestJobTellsHowItWent(t *testing.T) {
 		failed bool
 	}{
 		"Answered":  {args: []string{"--url", server.URL + "/books-bought"}, want: Line{Status: 200, Identity: "bookstore-v1"}},
-		"Refused":   {args: []string{"--url", server.URL + "/nothing"}, want: Line{Status: 404}, failed: true},
+		"Refused":   {args: []string{"--url", server.URL + "/nothing"}, want: Line{Status: 404, Refusal: "404 page not found\n"}, failed: true},
 		"BadHeader": {args: []string{"--url", server.URL, "--header", "x"}, want: Line{Error: `header "x": want "name: value"`}, failed: true},
 	}
 	for name, tc := range cases {

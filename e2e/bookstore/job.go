@@ -14,14 +14,14 @@ func jobCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r := q.do(cmd.Context(), newClient(false, 1))
-			line := Line{Time: now(), Status: r.Status, Identity: r.Identity}
+			line := Line{Time: now(), Status: r.Status, Identity: r.Identity, Refusal: r.Refusal}
 			if r.Err != nil {
 				line.Error = r.Err.Error()
 			}
 			if err := json.NewEncoder(cmd.OutOrStdout()).Encode(line); err != nil {
 				return err
 			}
-			if r.Err != nil || r.Status < 200 || r.Status > 299 {
+			if !r.good() {
 				return errNotAsWished
 			}
 			return nil

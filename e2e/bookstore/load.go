@@ -118,7 +118,7 @@ func (l *load) run(ctx context.Context) (summary Summary, failed bool) {
 			}
 			summary.Errors[r.Err.Error()]++
 		}
-		if l.failFast && (r.Err != nil || r.Status < 200 || r.Status > 299) {
+		if l.failFast && !r.good() {
 			failed = true
 			stop()
 		}

@@ -77,7 +77,11 @@ func (s *server) serve(ctx context.Context, listener net.Listener, handler http.
 	slog.Info("draining", "time", s.drain.String())
 	stopping.Store(true)
 	web.SetKeepAlivesEnabled(false)
-	after(context.WithoutCancel(ctx), s.drain)
+	select {
+	case err := <-served:
+		return err
+	case <-time.After(s.drain):
+	}
 	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	if err := web.Shutdown(finish); err != nil {
@@ -87,16 +91,6 @@ func (s *server) serve(ctx context.Context, listener net.Listener, handler http.
 		return err
 	}
 	return nil
-}
-
-// after waits for a time or until ctx ends.
-func after(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }
 
 // answer writes value as JSON.

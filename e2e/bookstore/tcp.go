@@ -47,8 +47,11 @@ func (e *tcpEcho) serve(ctx context.Context, listener net.Listener) error {
 	end, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	stopWaiting := context.AfterFunc(ctx, func() {
-		after(end, e.drain)
-		cancel()
+		select {
+		case <-end.Done():
+		case <-time.After(e.drain):
+			cancel()
+		}
 	})
 	defer stopWaiting()
 	context.AfterFunc(end, func() { _ = listener.Close() })

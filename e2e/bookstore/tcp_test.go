@@ -74,7 +74,7 @@ func TestTCP(t *testing.T) {
 		},
 		"Unexpected": {
 			reason: "other words than the expected ones are shown, and are a failure",
-			args:   []string{"--address", loud, "--expect", "welcome", "--timeout", "100ms"},
+			args:   []string{"--address", loud, "--expect", "welcome", "--timeout", "1s"},
 			out:    "220 ready\n", end: "nothing more came in time", failing: true,
 		},
 		"Silence": {

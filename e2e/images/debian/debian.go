@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -113,6 +114,9 @@ func ask(ctx context.Context, arch string, packages []string) ([]string, error) 
 		args = append(args, name+":"+arch)
 	}
 	out, err := run(ctx, "", "apt-cache", args...)
+	if err != nil && arch != runtime.GOARCH {
+		return nil, fmt.Errorf("%w\nfor packages of another architecture, run dpkg --add-architecture %s first", err, arch)
+	}
 	if err != nil {
 		return nil, err
 	}

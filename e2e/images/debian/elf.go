@@ -91,8 +91,8 @@ func (c *closure) add(name, source string) error {
 // asks for, and those that these ask for.
 func (c *closure) needs(program string) error {
 	file, err := elf.Open(program)
-	if _, ok := errors.AsType[*elf.FormatError](err); ok {
-		return nil // not a program: it needs nothing
+	if _, ok := errors.AsType[*elf.FormatError](err); ok || errors.Is(err, io.EOF) {
+		return nil // not a program, or too short for one: it needs nothing
 	}
 	if err != nil {
 		return fmt.Errorf("read what %s needs: %w", program, err)
