@@ -117,3 +117,11 @@ func TestEnvoyTakesAll(t *testing.T) {
 	e := envoytest.Start(t, envoytest.Pod{Namespace: "books", Name: "buyer-1", ServiceAccount: "buyer", Certificate: ca.Secret(t, id("books", "buyer").URI(trustDomain))})
 	e.Apply(t, set)
 }
+
+func cidrs(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range list {
+		out = append(out, netip.MustParsePrefix(p))
+	}
+	return out
+}
