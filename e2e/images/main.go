@@ -40,11 +40,11 @@ func command() *cobra.Command {
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			make := build.Build
+			deliver := build.Build
 			if push != "" {
-				cfg.Prefix, make = push, build.Push
+				cfg.Prefix, deliver = push, build.Push
 			}
-			images, err := make(cmd.Context(), cfg, only...)
+			images, err := deliver(cmd.Context(), cfg, only...)
 			if err != nil {
 				return err
 			}
@@ -58,13 +58,12 @@ func command() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringSliceVar(&only, "only", nil, "names of the images to build; all where not given")
-	flags.StringVar(&cfg.Out, "out", "", "folder for the archives; one in the user's cache folder where not given")
+	flags.StringVar(&cfg.Out, "out", "", "folder for the archives; one in the user's cache folder where not given; not used with --push")
 	flags.StringVar(&push, "push", "", "push to this registry and path instead of writing archives")
 	flags.StringVar(&cfg.Prefix, "prefix", build.DefaultPrefix, "what the images' names begin with in archives")
 	flags.StringVar(&cfg.Tag, "tag", build.DefaultTag, "tag of the images")
 	flags.StringVar(&cfg.Version, "version", "", "version that the programs report; the tag where not given")
 	flags.StringVar(&cfg.Arch, "arch", "", "architecture, amd64 or arm64; this machine's where not given")
-	cmd.MarkFlagsMutuallyExclusive("push", "out")
 	cmd.MarkFlagsMutuallyExclusive("push", "prefix")
 	return cmd
 }
