@@ -36,7 +36,7 @@ func (s *Snapshot) prepareShared() {
 	s.open = sync.OnceValue(func() []*Bundle {
 		var out []*Bundle
 		for i := range s.parts.Services {
-			svc := s.services[s.parts.Services[i].Name]
+			svc := &s.parts.Services[i]
 			switch {
 			case svc.AlwaysReachable:
 				out = append(out, s.passthrough(svc, svc.Endpoints))
@@ -49,7 +49,7 @@ func (s *Snapshot) prepareShared() {
 	s.outside = sync.OnceValue(func() []*Bundle {
 		var out []*Bundle
 		for i := range s.parts.Services {
-			svc := s.services[s.parts.Services[i].Name]
+			svc := &s.parts.Services[i]
 			// The pods of a headless Service are outside the service CIDRs, where
 			// the egress setting alone decides.
 			if !svc.InMesh && !svc.AlwaysReachable && !svc.Headless {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 )
 
@@ -19,7 +18,6 @@ type Snapshot struct {
 	namespaces map[string]Namespace
 	workloads  map[ProxyID]*Workload
 	services   map[PortName]*Service
-	ports      map[ServiceName][]*Service // the ports of a Service
 	serves     map[Identity][]*Service    // in enforced namespaces
 	byServer   map[Identity][]*Grant
 	byCaller   map[Identity][]*Grant
@@ -124,35 +122,17 @@ func (s *Snapshot) index() {
 
 func (s *Snapshot) indexServices() {
 	s.services = make(map[PortName]*Service, len(s.parts.Services))
-	s.ports, s.serves = map[ServiceName][]*Service{}, map[Identity][]*Service{}
-	claimed := make(map[netip.AddrPort]bool, len(s.parts.Services))
-	for _, svc := range s.parts.Services {
-		svc = claim(svc, claimed)
-		s.services[svc.Name] = &svc
-		s.ports[svc.Name.ServiceName] = append(s.ports[svc.Name.ServiceName], &svc)
+	s.serves = map[Identity][]*Service{}
+	for i := range s.parts.Services {
+		svc := &s.parts.Services[i]
+		s.services[svc.Name] = svc
 		if svc.passthrough() || s.mode(svc.Name.Namespace) == Permissive {
 			continue
 		}
 		for _, id := range svc.Identities {
-			s.serves[id] = append(s.serves[id], &svc)
+			s.serves[id] = append(s.serves[id], svc)
 		}
 	}
-}
-
-// claim takes from svc the addresses that an earlier Service is called by: a
-// proxy can listen on each only once. It happens where several headless Services
-// select a pod, and for a moment when a ClusterIP changes hands.
-func claim(svc Service, claimed map[netip.AddrPort]bool) Service {
-	free := func(a netip.AddrPort) bool {
-		taken := claimed[a]
-		claimed[a] = true
-		return !taken
-	}
-	svc.Addresses = filter(svc.Addresses, func(a netip.Addr) bool { return free(netip.AddrPortFrom(a, svc.Name.Port)) })
-	if svc.Headless && svc.InMesh || svc.AlwaysReachable {
-		svc.Endpoints = filter(svc.Endpoints, func(e Endpoint) bool { return free(netip.AddrPortFrom(e.Address, e.Port)) })
-	}
-	return svc
 }
 
 // mode returns the Mode of a namespace; one that is not in the mesh is enforced.

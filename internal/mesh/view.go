@@ -70,7 +70,9 @@ type Bundle struct {
 	TrustDomain string       `json:"trustDomain"`
 	Protocol    Protocol     `json:"protocol,omitempty"`
 	Addresses   []netip.Addr `json:"addresses,omitempty"` // ClusterIPs
-	Headless    bool         `json:"headless,omitempty"`  // reached by the endpoints' own addresses
+	// Headless bundles are reached by the endpoints' own addresses, which several
+	// of them may share.
+	Headless bool `json:"headless,omitempty"`
 	// Passthrough bundles lead, in plain text, to the address that the
 	// application dialled; they have neither routes nor identities.
 	Passthrough bool `json:"passthrough,omitempty"`
