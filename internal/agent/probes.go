@@ -111,11 +111,7 @@ type statusError int
 func (s statusError) Error() string { return fmt.Sprintf("the application answered %d", int(s)) }
 
 func (p *prober) http(ctx context.Context, probe *bootstrap.HTTPProbe, caller string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url(probe), nil)
-	if err != nil {
-		return fmt.Errorf("make the request: %w", err)
-	}
-	setHeaders(request, probe.Headers, caller)
+	request := p.request(ctx, probe, caller)
 	client := &http.Client{
 		CheckRedirect: followLocal,
 		Transport: &http.Transport{
@@ -140,19 +136,24 @@ func (p *prober) http(ctx context.Context, probe *bootstrap.HTTPProbe, caller st
 	return nil
 }
 
-// url is the kubelet's: a path may bring a query, and what cannot be parsed is a
-// path as it is.
-func (p *prober) url(probe *bootstrap.HTTPProbe) string {
+// request is the kubelet's: a path may bring a query, and what cannot be parsed
+// is a path as it is. Whatever it is, only the pod is asked.
+func (p *prober) request(ctx context.Context, probe *bootstrap.HTTPProbe, caller string) *http.Request {
 	u, err := url.Parse(probe.Path)
 	if err != nil {
 		u = &url.URL{Path: probe.Path}
+	}
+	if u.Path != "" && u.Path[0] != '/' {
+		u = &url.URL{Path: "/" + u.Path, RawQuery: u.RawQuery}
 	}
 	u.Scheme = "http"
 	if probe.TLS {
 		u.Scheme = "https"
 	}
 	u.Host = p.target(probe.Port)
-	return u.String()
+	request := (&http.Request{Method: http.MethodGet, URL: u, Header: http.Header{}}).WithContext(ctx)
+	setHeaders(request, probe.Headers, caller)
+	return request
 }
 
 func (p *prober) target(port int32) string {
