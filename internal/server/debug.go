@@ -99,7 +99,8 @@ func (s *Server) Debug() http.Handler {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		dump(w, set)
+		text, err := set.Dump()
+		write(w, text, err)
 	})
 	return mux
 }
@@ -143,6 +144,10 @@ func (s *Server) viewOf(w http.ResponseWriter, r *http.Request) (mesh.View, bool
 
 func show(w http.ResponseWriter, v any) {
 	text, err := yaml.Marshal(v)
+	write(w, text, err)
+}
+
+func write(w http.ResponseWriter, text []byte, err error) {
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -150,5 +155,3 @@ func show(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/yaml")
 	_, _ = w.Write(text)
 }
-
-func dump(w http.ResponseWriter, set *xds.Set) { show(w, set.Version()) }

@@ -66,7 +66,7 @@ func (p *proxy) end(why *signing.Refusal) {
 	}
 }
 
-// leave reports whether the proxy was in an earlier snapshot, so that its absence
+// wasSeen reports whether the proxy was in an earlier snapshot, so that its absence
 // from this one means that it is gone.
 func (p *proxy) wasSeen() bool {
 	p.mu.Lock()

@@ -60,13 +60,7 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 		return err
 	}
 	defer s.leave(p)
-	st := &stream{
-		proxy: p, log: s.cfg.Log.WithValues("proxy", p.id.String()), metrics: s.metrics, steps: &s.steps, send: rpc.SendMsg,
-		warming: newGate(s.cfg.WarmTime), settling: newGate(s.cfg.WarmTime),
-	}
-	for _, t := range xds.Types() {
-		st.feeds = append(st.feeds, feed{typ: t})
-	}
+	st := s.newStream(p, rpc.SendMsg)
 	st.log.V(1).Info("xDS stream open", "address", p.address)
 	expired := time.NewTimer(time.Until(end))
 	defer expired.Stop()
@@ -97,6 +91,18 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 		return nil
 	}
 	return err
+}
+
+// newStream returns a stream that has neither heard nor said anything.
+func (s *Server) newStream(p *proxy, send func(any) error) *stream {
+	st := &stream{
+		proxy: p, log: s.cfg.Log.WithValues("proxy", p.id.String()), metrics: s.metrics, steps: &s.steps, send: send,
+		warming: newGate(s.cfg.WarmTime), settling: newGate(s.cfg.WarmTime),
+	}
+	for _, t := range xds.Types() {
+		st.feeds = append(st.feeds, feed{typ: t})
+	}
+	return st
 }
 
 // receive reads the requests of a stream until it ends, which it does at the

@@ -1,0 +1,293 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/signing"
+	"github.com/outrigger-mesh/outrigger/internal/xds"
+)
+
+func TestWhoMayOpenAStream(t *testing.T) {
+	w := newWorld(t, nil)
+	town := newTown(w.ca)
+	pod, replica := town.pod("a-1", "a"), town.pod("a-2", "a")
+	w.publish(t, town, pod)
+	uri := pod.Identity.URI(trustDomain)
+	other := mesh.ProxyID{Namespace: "town", Pod: "new", UID: "uid-new"}
+	w.pods[other] = mesh.Identity{Namespace: "town", ServiceAccount: "b"}
+
+	cases := map[string]struct {
+		reason      string
+		certificate *tls.Certificate
+		node        string
+		want        codes.Code
+		counted     string
+	}{
+		"NoCertificate": {
+			reason: "The port takes clients without a certificate, for signing only.",
+			node:   pod.ID.String(), want: codes.Unauthenticated, counted: reasonNoCertificate,
+		},
+		"OtherReplica": {
+			reason:      "With the service account alone, one replica could speak for another.",
+			certificate: w.ca.leaf(t, uri, pod.ID.UID, time.Hour),
+			node:        replica.ID.String(), want: codes.PermissionDenied, counted: reasonOtherPod,
+		},
+		"OtherName": {
+			reason:      "The uid alone is not enough: the pod must be of that name.",
+			certificate: w.ca.leaf(t, uri, pod.ID.UID, time.Hour),
+			node:        "town/a-2/" + pod.ID.UID, want: codes.PermissionDenied, counted: reasonUnknownPod,
+		},
+		"NoUID": {
+			reason:      "A certificate that names no pod speaks for none.",
+			certificate: w.ca.leaf(t, uri, "", time.Hour),
+			node:        pod.ID.String(), want: codes.PermissionDenied, counted: reasonOtherPod,
+		},
+		"OtherServiceAccount": {
+			reason:      "The pod's service account is what the certificate must be for.",
+			certificate: w.ca.leaf(t, "spiffe://cluster.local/ns/town/sa/b", pod.ID.UID, time.Hour),
+			node:        pod.ID.String(), want: codes.PermissionDenied, counted: reasonOtherPod,
+		},
+		"OtherServiceAccountOfAPodLookedUp": {
+			reason:      "The same holds for a pod that no snapshot has yet.",
+			certificate: w.ca.leaf(t, uri, other.UID, time.Hour),
+			node:        other.String(), want: codes.PermissionDenied, counted: reasonOtherPod,
+		},
+		"OtherNamespace": {
+			reason:      "An identity of another namespace is not this pod's.",
+			certificate: w.ca.leaf(t, "spiffe://cluster.local/ns/city/sa/a", pod.ID.UID, time.Hour),
+			node:        pod.ID.String(), want: codes.PermissionDenied, counted: reasonOtherPod,
+		},
+		"OtherTrustDomain": {
+			reason:      "The root may be shared by trust domains.",
+			certificate: w.ca.leaf(t, "spiffe://elsewhere/ns/town/sa/a", pod.ID.UID, time.Hour),
+			node:        pod.ID.String(), want: codes.Unauthenticated, counted: reasonBadIdentity,
+		},
+		"UnknownPod": {
+			reason:      "A pod that is nowhere has no configuration.",
+			certificate: w.ca.leaf(t, uri, "uid-gone", time.Hour),
+			node:        "town/gone/uid-gone", want: codes.PermissionDenied, counted: reasonUnknownPod,
+		},
+		"BadNode": {
+			reason:      "A node id must name a pod.",
+			certificate: w.ca.leaf(t, uri, pod.ID.UID, time.Hour),
+			node:        "sidecar~10.0.0.1", want: codes.InvalidArgument, counted: reasonBadNode,
+		},
+		"NoNode": {
+			reason:      "The first request must say who is asking.",
+			certificate: w.ca.leaf(t, uri, pod.ID.UID, time.Hour),
+			want:        codes.InvalidArgument, counted: reasonBadNode,
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			before := value(t, w.metrics.refused.WithLabelValues(tc.counted))
+			e := w.connect(t, tc.certificate, tc.node)
+			e.subscribe(xds.Cluster)
+			if got := status.Code(e.end()); got != tc.want {
+				t.Errorf("%s\nwant status %s, got %s", tc.reason, tc.want, got)
+			}
+			if n := value(t, w.metrics.refused.WithLabelValues(tc.counted)) - before; n != 1 {
+				t.Errorf("%s\nwant the reason %s counted once, got %v", tc.reason, tc.counted, n)
+			}
+		})
+	}
+}
+
+func TestForeignCertificateFailsTheHandshake(t *testing.T) {
+	w := newWorld(t, nil)
+	town := newTown(w.ca)
+	pod := town.pod("a-1", "a")
+	w.publish(t, town, pod)
+	for name, certificate := range map[string]*tls.Certificate{
+		"OtherRoot": newTestCA(t).leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, time.Hour),
+		"Ended":     w.ca.leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, -time.Second),
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := tls.Dial("tcp", w.address, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*certificate}, NextProtos: []string{"h2"}})
+			must(t, err)
+			defer conn.Close()
+			// With TLS 1.3 the client learns of it when it reads.
+			_ = conn.SetReadDeadline(time.Now().Add(patience))
+			for err == nil {
+				_, err = conn.Read(make([]byte, 1024))
+			}
+			wantAlert(t, err)
+		})
+	}
+}
+
+func TestOldTLSIsRefused(t *testing.T) {
+	w := newWorld(t, nil)
+	_, err := tls.Dial("tcp", w.address, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}})
+	wantAlert(t, err)
+}
+
+// wantAlert checks that the server ended a handshake.
+func wantAlert(t *testing.T, err error) {
+	t.Helper()
+	if failed, ok := errors.AsType[*net.OpError](err); !ok || failed.Op != "remote error" {
+		t.Errorf("want a TLS alert from the server, got %v", err)
+	}
+}
+
+func TestStreamEndsWithTheCertificate(t *testing.T) {
+	w := newWorld(t, nil)
+	town := newTown(w.ca)
+	pod := town.pod("a-1", "a")
+	w.publish(t, town, pod)
+	e := w.connect(t, w.ca.leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, 2*time.Second), pod.ID.String())
+	e.subscribe(xds.Cluster)
+	e.hear()
+	if got := status.Code(e.end()); got != codes.Unauthenticated {
+		t.Errorf("want the stream to end as unauthenticated, got %s", got)
+	}
+	eventually(t, "nobody is connected", func() bool { return value(t, w.metrics.connected) == 0 })
+}
+
+func TestStreamEndsWithThePod(t *testing.T) {
+	w := newWorld(t, nil)
+	town := newTown(w.ca)
+	pod := town.pod("a-1", "a")
+	w.publish(t, town, pod)
+	e := w.join(t, pod)
+	e.subscribe(xds.Cluster)
+	e.hear()
+	town.parts.Workloads = nil
+	town.pod("a-2", "a")
+	w.publish(t, town, pod)
+	if got := status.Code(e.end()); got != codes.PermissionDenied {
+		t.Errorf("want the stream to end as not permitted, got %s", got)
+	}
+}
+
+func TestPodThatNoSnapshotHasYet(t *testing.T) {
+	w := newWorld(t, nil)
+	town := newTown(w.ca)
+	w.publish(t, town, mesh.Workload{})
+	pod := town.pod("a-1", "a")
+	w.pods[pod.ID] = pod.Identity
+	e := w.join(t, pod)
+	e.subscribe(xds.Cluster)
+	eventually(t, "the stream is open", func() bool { return value(t, w.metrics.connected) == 1 })
+	set := w.publish(t, town, pod)
+	if r := e.hear(); r.GetSystemVersionInfo() != set.Version() {
+		t.Errorf("want the first snapshot that has the pod, got %v", what(r))
+	}
+}
+
+func TestStopEndsStreams(t *testing.T) {
+	w := newWorld(t, nil)
+	town := newTown(w.ca)
+	pod := town.pod("a-1", "a")
+	w.publish(t, town, pod)
+	e := w.join(t, pod)
+	e.subscribe(xds.Cluster)
+	e.hear()
+	must(t, w.stop())
+	if got := status.Code(e.end()); got != codes.Unavailable {
+		t.Errorf("want the stream to end as unavailable, got %s", got)
+	}
+}
+
+func TestSign(t *testing.T) {
+	var calls int
+	w := newWorld(t, func(c *Config) {
+		c.SignRate, c.SignBurst = 1e-9, 100
+		c.Signer = signerFunc(func(token string, csr []byte) ([][]byte, [][]byte, error) {
+			calls++
+			switch string(csr) {
+			case "refuse":
+				return nil, nil, &signing.Refusal{Code: codes.PermissionDenied, Reason: "pod-other", Err: errors.New("not yours")}
+			case "fail":
+				return nil, nil, errors.New("secret detail")
+			}
+			return [][]byte{[]byte("leaf for " + token)}, [][]byte{[]byte("root")}, nil
+		})
+	})
+	client := signing.NewCertificatesClient(w.dial(t, nil))
+	cases := map[string]struct {
+		reason        string
+		csr           string
+		authorization []string
+		want          codes.Code
+		outcome, why  string
+		asked         int
+	}{
+		"Signed": {
+			reason: "A token and a request are all it needs, and no client certificate.",
+			csr:    "csr", authorization: []string{"Bearer secret"}, outcome: "signed", asked: 1,
+		},
+		"Refused": {
+			reason: "A refusal's code and reason reach the caller and the metric.",
+			csr:    "refuse", authorization: []string{"Bearer secret"}, want: codes.PermissionDenied, outcome: "refused", why: "pod-other", asked: 1,
+		},
+		"Failed": {
+			reason: "What went wrong inside is worth another try, and is not told.",
+			csr:    "fail", authorization: []string{"Bearer secret"}, want: codes.Unavailable, outcome: "failed", why: "error", asked: 1,
+		},
+		"NoToken":   {reason: "Nobody is asking.", csr: "csr", want: codes.Unauthenticated, outcome: "refused", why: reasonToken},
+		"TwoTokens": {reason: "Which one counts?", csr: "csr", authorization: []string{"Bearer a", "Bearer b"}, want: codes.Unauthenticated, outcome: "refused", why: reasonToken},
+		"Basic":     {reason: "It is not a token.", csr: "csr", authorization: []string{"Basic abc"}, want: codes.Unauthenticated, outcome: "refused", why: reasonToken},
+		"LongToken": {reason: "No token is that long.", csr: "csr", authorization: []string{"Bearer " + strings.Repeat("a", maxToken+1)}, want: codes.Unauthenticated, outcome: "refused", why: reasonToken},
+		"NoRequest": {reason: "There is nothing to sign.", authorization: []string{"Bearer a"}, want: codes.InvalidArgument, outcome: "refused", why: reasonSize},
+		"LongRequest": {
+			reason: "Large requests are refused before anybody parses them.",
+			csr:    strings.Repeat("a", maxRequest+1), authorization: []string{"Bearer a"}, want: codes.InvalidArgument, outcome: "refused", why: reasonSize,
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			calls = 0
+			counter := w.metrics.signed.WithLabelValues(tc.outcome, tc.why)
+			before := value(t, counter)
+			ctx := t.Context()
+			for _, a := range tc.authorization {
+				ctx = metadata.AppendToOutgoingContext(ctx, "authorization", a)
+			}
+			response, err := client.Sign(ctx, &signing.SignRequest{Csr: []byte(tc.csr)})
+			if got := status.Code(err); got != tc.want {
+				t.Errorf("%s\nwant status %s, got %v", tc.reason, tc.want, err)
+			}
+			if err != nil && strings.Contains(err.Error(), "secret") {
+				t.Errorf("%s\nthe error tells too much: %v", tc.reason, err)
+			}
+			if err == nil && string(response.GetChain()[0]) != "leaf for secret" {
+				t.Errorf("%s\nunexpected chain %q", tc.reason, response.GetChain())
+			}
+			if calls != tc.asked {
+				t.Errorf("%s\nwant the signer asked %d times, got %d", tc.reason, tc.asked, calls)
+			}
+			if n := value(t, counter) - before; n != 1 {
+				t.Errorf("%s\nwant outcome %q, reason %q counted once, got %v", tc.reason, tc.outcome, tc.why, n)
+			}
+		})
+	}
+}
+
+func TestSigningIsLimitedByAddress(t *testing.T) {
+	w := newWorld(t, func(c *Config) {
+		c.SignRate, c.SignBurst = 1e-9, 2
+		c.Signer = signerFunc(func(string, []byte) ([][]byte, [][]byte, error) { return nil, nil, nil })
+	})
+	ctx := metadata.AppendToOutgoingContext(context.WithoutCancel(t.Context()), "authorization", "Bearer a")
+	var got []codes.Code
+	for range 3 {
+		// A new connection each time: the limit is the address's.
+		_, err := signing.NewCertificatesClient(w.dial(t, nil)).Sign(ctx, &signing.SignRequest{Csr: []byte("csr")})
+		got = append(got, status.Code(err))
+	}
+	if got[0] != codes.OK || got[1] != codes.OK || got[2] != codes.ResourceExhausted {
+		t.Errorf("want two answers and then a refusal, got %v", got)
+	}
+}
