@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
-	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -20,12 +19,6 @@ import (
 	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
-)
-
-// Changes come in bursts: a rollout touches pods and slices many times a second.
-const (
-	quiet   = 20 * time.Millisecond  // publish when nothing changed for so long
-	longest = 200 * time.Millisecond // publish at the latest after so long
 )
 
 // A PublisherConfig says what a Publisher reads and where it publishes to. All
@@ -47,7 +40,6 @@ type PublisherConfig struct {
 // A Publisher turns the cluster into snapshots until its context ends.
 type Publisher struct {
 	cfg       PublisherConfig
-	changed   chan struct{}
 	published atomic.Bool
 	version   string
 	build     prometheus.Histogram
@@ -57,8 +49,7 @@ type Publisher struct {
 // NewPublisher returns a Publisher that is to be started.
 func NewPublisher(cfg PublisherConfig) *Publisher {
 	p := &Publisher{
-		cfg:     cfg,
-		changed: make(chan struct{}, 1),
+		cfg: cfg,
 		build: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "outrigger_snapshot_build_seconds",
 			Help:    "Time to read the caches and build a snapshot.",
@@ -79,14 +70,6 @@ func (p *Publisher) NeedLeaderElection() bool { return false }
 // Ready reports whether a snapshot was published.
 func (p *Publisher) Ready() bool { return p.published.Load() }
 
-// Changed asks for a new snapshot, for changes that no informer sees.
-func (p *Publisher) Changed() {
-	select {
-	case p.changed <- struct{}{}:
-	default: // one is due already
-	}
-}
-
 // Watched lists the kinds whose changes lead to a new snapshot.
 func Watched() []client.Object {
 	return []client.Object{
@@ -97,56 +80,22 @@ func Watched() []client.Object {
 
 // Start watches and publishes until ctx ends.
 func (p *Publisher) Start(ctx context.Context) error {
-	for _, kind := range Watched() {
-		informer, err := p.cfg.Cache.GetInformer(ctx, kind)
-		if err != nil {
-			return fmt.Errorf("watch %T: %w", kind, err)
-		}
-		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { p.Changed() },
-			UpdateFunc: func(_, _ any) { p.Changed() },
-			DeleteFunc: func(any) { p.Changed() },
-		})
-		if err != nil {
-			return fmt.Errorf("watch %T: %w", kind, err)
-		}
-		defer func() { _ = informer.RemoveEventHandler(registration) }()
+	changes := newBurst()
+	stop, err := changes.watch(ctx, p.cfg.Cache, Watched()...)
+	if err != nil {
+		return err
 	}
+	defer stop()
 	if !p.cfg.Cache.WaitForCacheSync(ctx) {
 		return ctx.Err()
 	}
-	p.Changed()
-	for p.gather(ctx) {
+	changes.changed()
+	for changes.gather(ctx) {
 		if err := p.publish(ctx); err != nil {
 			p.cfg.Log.Error(err, "snapshot not published; proxies keep the last one")
 		}
 	}
 	return nil
-}
-
-// gather waits for a change and then for quiet. It reports false when ctx ends.
-func (p *Publisher) gather(ctx context.Context) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-p.changed:
-	}
-	deadline := time.NewTimer(longest)
-	defer deadline.Stop()
-	pause := time.NewTimer(quiet)
-	defer pause.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-deadline.C:
-			return true
-		case <-pause.C:
-			return true
-		case <-p.changed:
-			pause.Reset(quiet)
-		}
-	}
 }
 
 // publish reads the caches once and hands on what they mean.
@@ -196,7 +145,9 @@ func (p *Publisher) objects(ctx context.Context) (ingest.Objects, error) {
 		func() error { return list(ctx, p.cfg.Cache, &corev1.ServiceList{}, &objs.Services) },
 		func() error { return list(ctx, p.cfg.Cache, &discoveryv1.EndpointSliceList{}, &objs.EndpointSlices) },
 		func() error { return list(ctx, p.cfg.Cache, &accessv1alpha3.TrafficTargetList{}, &objs.TrafficTargets) },
-		func() error { return list(ctx, p.cfg.Cache, &specsv1alpha4.HTTPRouteGroupList{}, &objs.HTTPRouteGroups) },
+		func() error {
+			return list(ctx, p.cfg.Cache, &specsv1alpha4.HTTPRouteGroupList{}, &objs.HTTPRouteGroups)
+		},
 		func() error { return list(ctx, p.cfg.Cache, &specsv1alpha4.TCPRouteList{}, &objs.TCPRoutes) },
 		func() error { return list(ctx, p.cfg.Cache, &splitv1alpha4.TrafficSplitList{}, &objs.TrafficSplits) },
 	} {

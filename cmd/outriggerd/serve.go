@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	authenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
+	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
+	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/controller"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/internal/ingest"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/server"
+)
+
+// headerTimeout bounds how long a client may take to say what it wants.
+const headerTimeout = 10 * time.Second
+
+// plane is the control plane's parts while they are wired.
+type plane struct {
+	cfg    config
+	log    logr.Logger
+	mgr    manager.Manager
+	direct client.Client // not a cache
+	lookup controller.Lookup
+	issuer identity.Issuer
+	trust  identity.Trust
+	xds    *server.Server
+	// ready are what must be fulfilled before this replica is sent anything.
+	ready []func() error
+}
+
+// serve wires the parts and runs them until ctx ends.
+func serve(ctx context.Context, cfg config, log logr.Logger) error {
+	restConfig, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("find the cluster: %w", err)
+	}
+	p := &plane{cfg: cfg, log: log}
+	for _, wire := range []func(context.Context, *rest.Config) error{p.wireManager, p.wireIdentity, p.wireServer, p.wirePublisher, p.wireWebhook, p.wireHealth} {
+		if err := wire(ctx, restConfig); err != nil {
+			return err
+		}
+	}
+	return p.mgr.Start(ctx)
+}
+
+// everywhere runs in every replica; whatever is added to the manager otherwise
+// runs in the elected one.
+type everywhere func(context.Context) error
+
+func (e everywhere) Start(ctx context.Context) error { return e(ctx) }
+
+func (everywhere) NeedLeaderElection() bool { return false }
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		clientscheme.AddToScheme, accessv1alpha3.AddToScheme, specsv1alpha4.AddToScheme, splitv1alpha4.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("register kinds: %w", err)
+		}
+	}
+	return scheme, nil
+}
+
+func (p *plane) wireManager(_ context.Context, restConfig *rest.Config) error {
+	scheme, err := newScheme()
+	if err != nil {
+		return err
+	}
+	restConfig.QPS, restConfig.Burst = 100, 200
+	p.mgr, err = ctrl.NewManager(restConfig, ctrl.Options{
+		Scheme: scheme, Logger: p.log,
+		Cache: cache.Options{
+			DefaultTransform: controller.Trim,
+			// Of ConfigMaps only those with the roots, which is all it may read.
+			ByObject: map[client.Object]cache.ByObject{
+				&corev1.ConfigMap{}: {Field: fields.OneTermEqualSelector("metadata.name", identity.TrustConfigMap)},
+			},
+		},
+		Metrics:                 metricsserver.Options{BindAddress: "0"}, // served with health, below
+		LeaderElection:          true,
+		LeaderElectionID:        "outriggerd",
+		LeaderElectionNamespace: p.cfg.namespace,
+		// The next replica may take over at once when this one goes in order.
+		LeaderElectionReleaseOnCancel: true,
+	})
+	if err != nil {
+		return fmt.Errorf("prepare the manager: %w", err)
+	}
+	if p.direct, err = client.New(restConfig, client.Options{Scheme: scheme}); err != nil {
+		return fmt.Errorf("connect to the API server: %w", err)
+	}
+	p.lookup = controller.Lookup{Cached: p.mgr.GetCache(), Live: p.direct, OSMMesh: p.cfg.osmMesh, SystemNamespace: p.cfg.namespace}
+	return nil
+}
+
+// wireIdentity opens the mesh's CA, which is made at the first start, and keeps
+// the roots where pods find them.
+func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
+	home := identity.Home{Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh}
+	ca, err := identity.OpenCA(ctx, home, p.cfg.trustDomain)
+	if err != nil {
+		return err
+	}
+	p.issuer = ca
+	p.trust = identity.Trust{Home: home, Issuer: ca}
+	return p.mgr.Add(&controller.TrustKeeper{
+		Cache: p.mgr.GetCache(), Members: p.lookup.Members, Log: p.log.WithName("trust"),
+		Sync: func(ctx context.Context, namespaces []string) ([]string, error) {
+			changes, err := p.trust.Sync(ctx, namespaces)
+			var told []string
+			for _, change := range changes {
+				told = append(told, change.Namespace+" "+string(change.Action))
+			}
+			return told, err
+		},
+	})
+}
+
+// wireServer serves xDS and signing.
+func (p *plane) wireServer(ctx context.Context, restConfig *rest.Config) error {
+	serving, err := identity.NewServing(ctx, p.issuer, p.cfg.namespace, p.cfg.trustDomain, p.cfg.leaf)
+	if err != nil {
+		return fmt.Errorf("make the serving certificate: %w", err)
+	}
+	reviews, err := authenticationv1.NewForConfig(restConfig)
+	if err != nil {
+		return fmt.Errorf("prepare token reviews: %w", err)
+	}
+	verifier := identity.NewVerifier(identity.VerifierConfig{
+		Audience: p.cfg.mesh, SystemNamespace: p.cfg.namespace, Reviews: reviews.TokenReviews(),
+		Cached: p.mgr.GetCache(), Live: p.direct, InMesh: p.lookup.InMesh,
+	})
+	p.xds = server.New(server.Config{
+		TrustDomain: p.cfg.trustDomain, Credentials: serving, Pods: verifier,
+		Signer: &identity.Signer{Verifier: verifier, Issuer: p.issuer, TrustDomain: p.cfg.trustDomain, Lifetime: p.cfg.leaf},
+		Log:    p.log.WithName("xds"), Metrics: metrics.Registry,
+	})
+	return errors.Join(
+		p.mgr.Add(everywhere(func(ctx context.Context) error { return serving.Run(ctx, p.log.WithName("serving")) })),
+		p.mgr.Add(everywhere(func(ctx context.Context) error {
+			listener, err := new(net.ListenConfig).Listen(ctx, "tcp", p.cfg.xdsAddress)
+			if err != nil {
+				return fmt.Errorf("listen for proxies: %w", err)
+			}
+			return p.xds.Serve(ctx, listener)
+		})),
+		p.mgr.Add(everywhere(func(ctx context.Context) error {
+			return serveHTTP(ctx, p.cfg.debugAddress, p.xds.Debug(), nil)
+		})),
+	)
+}
+
+// wirePublisher follows the cluster, and tells users what cannot be honoured.
+func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
+	settings, err := p.cfg.injector()
+	if err != nil {
+		return err
+	}
+	reporter := controller.NewReporter(controller.Reporter{
+		Cache: p.mgr.GetCache(), Owners: p.direct, Events: p.mgr.GetEventRecorder("outriggerd"),
+		Injector: settings, Log: p.log.WithName("reporter"),
+	})
+	publisher := controller.NewPublisher(controller.PublisherConfig{
+		Cache: p.mgr.GetCache(),
+		Options: func(ctx context.Context) (ingest.Options, error) {
+			cidrs, err := p.cfg.ranges(ctx, p.mgr.GetCache())
+			return p.cfg.ingest(cidrs, p.trust.Bundle()), err
+		},
+		Publish:  func(ctx context.Context, snap *mesh.Snapshot) error { return p.xds.Publish(ctx, snap) },
+		Problems: reporter.Problems,
+		Log:      p.log.WithName("publisher"), Metrics: metrics.Registry,
+	})
+	p.ready = append(p.ready, func() error {
+		if !publisher.Ready() {
+			return errors.New("no snapshot was published yet")
+		}
+		return nil
+	})
+	return errors.Join(p.mgr.Add(reporter), p.mgr.Add(publisher))
+}
+
+// serveHTTP serves handler until ctx ends, with TLS when there is a certificate
+// for it.
+func serveHTTP(ctx context.Context, address string, handler http.Handler, secure *tls.Config) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen at %s: %w", address, err)
+	}
+	if secure != nil {
+		listener = tls.NewListener(listener, secure)
+	}
+	web := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
+	stopped := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), headerTimeout)
+		defer cancel()
+		stopped <- web.Shutdown(closing)
+	}()
+	if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve at %s: %w", address, err)
+	}
+	return <-stopped
+}

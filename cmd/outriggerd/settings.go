@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/injector"
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
+	"github.com/outrigger-mesh/outrigger/internal/ingest"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
+
+// identity is who outriggerd is, in the mesh that it serves.
+func (c config) identity() mesh.Identity {
+	return mesh.Identity{Namespace: c.namespace, ServiceAccount: "outriggerd"}
+}
+
+// injector returns what injected pods get.
+func (c config) injector() (injector.Settings, error) {
+	s := injector.Settings{
+		Mesh: c.mesh, TrustDomain: c.trustDomain,
+		ControlPlane:    fmt.Sprintf("outriggerd.%s.svc.%s:15128", c.namespace, c.clusterDomain),
+		ControlPlaneID:  c.identity().URI(c.trustDomain),
+		SystemNamespace: c.namespace, OSMMesh: c.osmMesh,
+		InitImage: c.proxy.initImage, ProxyImage: c.proxy.image, PullPolicy: corev1.PullPolicy(c.proxy.pullPolicy),
+		LogLevel: c.proxy.logLevel, Concurrency: c.proxy.concurrency,
+		Redirect: annotation.Redirect{
+			ExcludeInboundPorts: c.proxy.excludeIn, ExcludeOutboundPorts: c.proxy.excludeOut,
+			ExcludeOutboundCIDRs: c.proxy.excludeCIDRs, IncludeOutboundCIDRs: c.proxy.includeCIDRs,
+		},
+	}
+	var errs []error
+	for _, quantity := range []struct {
+		flag, text string
+		into       *resource.Quantity
+	}{
+		{"proxy-cpu", c.proxy.cpu, &s.Resources.CPU}, {"proxy-memory", c.proxy.memory, &s.Resources.Memory},
+		{"proxy-cpu-limit", c.proxy.cpuLimit, &s.Resources.CPULimit}, {"proxy-memory-limit", c.proxy.memoryLimit, &s.Resources.MemoryLimit},
+	} {
+		if quantity.text == "" {
+			continue
+		}
+		parsed, err := resource.ParseQuantity(quantity.text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--%s is %q; a quantity such as 100m or 64Mi is allowed", quantity.flag, quantity.text))
+		}
+		*quantity.into = parsed
+	}
+	return s, errors.Join(append(errs, s.Validate())...)
+}
+
+// ingest returns the mesh's settings for a snapshot, with the roots as they are
+// now.
+func (c config) ingest(cidrs []netip.Prefix, roots string) ingest.Options {
+	mode := mesh.Enforced
+	if c.trafficPolicy == "permissive" {
+		mode = mesh.Permissive
+	}
+	return ingest.Options{
+		Mode: mode, AllowEgress: c.egress == "allow",
+		TrustDomain: c.trustDomain, ClusterDomain: c.clusterDomain, TrustBundle: roots,
+		ServiceCIDRs: cidrs, OSMMeshName: c.osmMesh, SystemNamespace: c.namespace,
+	}
+}
+
+// ranges returns the ranges of ClusterIPs: those of the flag, or those that the
+// API server has now.
+func (c config) ranges(ctx context.Context, from client.Reader) ([]netip.Prefix, error) {
+	if len(c.serviceCIDRs) > 0 {
+		return c.serviceCIDRs, nil
+	}
+	var cidrs networkingv1.ServiceCIDRList
+	if err := from.List(ctx, &cidrs); err != nil {
+		return nil, fmt.Errorf("ask for the ranges of ClusterIPs (set --service-cidrs on clusters without the ServiceCIDR API): %w", err)
+	}
+	var found []netip.Prefix
+	for _, cidr := range cidrs.Items {
+		for _, text := range cidr.Spec.CIDRs {
+			prefix, err := netip.ParsePrefix(text)
+			if err != nil {
+				return nil, fmt.Errorf("read ServiceCIDR %s: %w", cidr.Name, err)
+			}
+			found = append(found, prefix.Masked())
+		}
+	}
+	if len(found) == 0 {
+		return nil, errors.New("the API server has no ServiceCIDR; set --service-cidrs")
+	}
+	slices.SortFunc(found, netip.Prefix.Compare)
+	return found, nil
+}

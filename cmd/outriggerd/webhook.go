@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/outrigger-mesh/outrigger/internal/controller"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/webhook"
+)
+
+// webhookService is the Service that the API server calls, as the chart names it.
+const webhookService = "outrigger-webhook"
+
+// wireWebhook serves admission.
+func (p *plane) wireWebhook(_ context.Context, _ *rest.Config) error {
+	settings, err := p.cfg.injector()
+	if err != nil {
+		return err
+	}
+	observe, err := webhook.Counter(metrics.Registry)
+	if err != nil {
+		return fmt.Errorf("register the metrics of admission: %w", err)
+	}
+	handler := webhook.New(webhook.Config{
+		// From the cache alone: admission asks nobody.
+		Settings: settings, Namespaces: controller.Lookup{Cached: p.mgr.GetCache()},
+		Observe: observe, Log: p.log.WithName("webhook"),
+	})
+	certificate, err := p.webhookCertificate()
+	if err != nil {
+		return err
+	}
+	secure := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificate}
+	return p.mgr.Add(everywhere(func(ctx context.Context) error {
+		return serveHTTP(ctx, p.cfg.webhook.address, handler, secure)
+	}))
+}
+
+// webhookCertificate returns where the serving certificate comes from: files that
+// cert-manager keeps, or outriggerd itself, which then also keeps caBundle.
+func (p *plane) webhookCertificate() (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
+	if dir := p.cfg.webhook.certificateDir; dir != "" {
+		watcher, err := certwatcher.New(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
+		if err != nil {
+			return nil, fmt.Errorf("read the webhook's certificate: %w", err)
+		}
+		return watcher.GetCertificate, p.mgr.Add(everywhere(watcher.Start))
+	}
+	own := identity.NewWebhook(identity.WebhookConfig{
+		Home:     identity.Home{Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh},
+		DNSNames: []string{fmt.Sprintf("%s.%s.svc", webhookService, p.cfg.namespace)},
+		Mutating: []string{p.cfg.webhook.configuration}, Validating: []string{p.cfg.webhook.configuration},
+	})
+	p.ready = append(p.ready, own.Ready)
+	return own.GetCertificate, p.mgr.Add(everywhere(func(ctx context.Context) error {
+		return own.Run(ctx, p.log.WithName("webhook"))
+	}))
+}
+
+// wireHealth serves metrics, and health: alive as long as it answers, ready when
+// what it would say is up to date.
+func (p *plane) wireHealth(_ context.Context, _ *rest.Config) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics.Registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		for _, ready := range p.ready {
+			if err := ready(); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return p.mgr.Add(everywhere(func(ctx context.Context) error {
+		return serveHTTP(ctx, p.cfg.metricsAddress, mux, nil)
+	}))
+}

@@ -1,0 +1,83 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// Changes come in bursts: a rollout touches pods and slices many times a second.
+const (
+	quiet   = 20 * time.Millisecond  // act when nothing changed for so long
+	longest = 200 * time.Millisecond // act at the latest after so long
+)
+
+// A burst gathers changes. It holds at most one signal.
+type burst chan struct{}
+
+func newBurst() burst { return make(burst, 1) }
+
+// changed says that something changed. It never blocks.
+func (b burst) changed() {
+	select {
+	case b <- struct{}{}:
+	default: // a signal is waiting already
+	}
+}
+
+// watch signals every change of some kinds until the returned function is called.
+func (b burst) watch(ctx context.Context, from cache.Cache, kinds ...client.Object) (stop func(), err error) {
+	var stops []func()
+	stop = func() {
+		for _, s := range stops {
+			s()
+		}
+	}
+	for _, kind := range kinds {
+		informer, err := from.GetInformer(ctx, kind)
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("watch %T: %w", kind, err)
+		}
+		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { b.changed() },
+			UpdateFunc: func(_, _ any) { b.changed() },
+			DeleteFunc: func(any) { b.changed() },
+		})
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("watch %T: %w", kind, err)
+		}
+		stops = append(stops, func() { _ = informer.RemoveEventHandler(registration) })
+	}
+	return stop, nil
+}
+
+// gather waits for a change and then for quiet. It reports false when ctx ends.
+func (b burst) gather(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-b:
+	}
+	deadline := time.NewTimer(longest)
+	defer deadline.Stop()
+	pause := time.NewTimer(quiet)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-deadline.C:
+			return true
+		case <-pause.C:
+			return true
+		case <-b:
+			pause.Reset(quiet)
+		}
+	}
+}
