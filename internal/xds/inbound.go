@@ -13,6 +13,7 @@ import (
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -54,11 +55,12 @@ type inboundPart struct {
 func (e *encoder) inbound(in inboundPart) {
 	l := e.captured(inboundName, bootstrap.InboundPort, in.dualStack)
 	l.TrafficDirection = corev3.TrafficDirection_INBOUND
-	l.ListenerFilters = append(l.ListenerFilters, e.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{}))
+	var served []*listenerv3.ListenerFilterChainMatchPredicate
 	for _, p := range in.Ports {
 		if p.Port >= firstOwnPort && p.Port <= lastOwnPort {
 			continue
 		}
+		served = append(served, isPort(p.Port))
 		if p.Mode == mesh.Permissive && !p.Protocol.IsHTTP() {
 			l.ListenerFiltersTimeout = durationpb.New(plainTimeout)
 			l.ContinueOnListenerFiltersTimeout = true
@@ -72,11 +74,33 @@ func (e *encoder) inbound(in inboundPart) {
 		}
 		e.validation(allowName(p), in.trust, exactNames(in.TrustDomain, p.Callers))
 	}
+	if len(served) > 0 {
+		l.ListenerFilters = append(l.ListenerFilters, e.tlsInspector(served))
+	}
 	// A listener must have a chain; and so that a port which is not served is
 	// closed in the same way whatever else the workload has.
 	l.DefaultFilterChain = chain("closed", e.tcpProxy(inboundName, closedName))
 	e.add(Listener, inboundName, l)
 	e.add(Cluster, inboundName, e.ownApplication())
+}
+
+// tlsInspector waits for what the client says, on the ports that are served;
+// others are closed at once.
+func (e *encoder) tlsInspector(served []*listenerv3.ListenerFilterChainMatchPredicate) *listenerv3.ListenerFilter {
+	f := e.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{})
+	f.FilterDisabled = &listenerv3.ListenerFilterChainMatchPredicate{Rule: &listenerv3.ListenerFilterChainMatchPredicate_NotMatch{NotMatch: served[0]}}
+	if len(served) > 1 {
+		f.FilterDisabled.Rule = &listenerv3.ListenerFilterChainMatchPredicate_NotMatch{NotMatch: &listenerv3.ListenerFilterChainMatchPredicate{
+			Rule: &listenerv3.ListenerFilterChainMatchPredicate_OrMatch{OrMatch: &listenerv3.ListenerFilterChainMatchPredicate_MatchSet{Rules: served}},
+		}}
+	}
+	return f
+}
+
+func isPort(p uint16) *listenerv3.ListenerFilterChainMatchPredicate {
+	return &listenerv3.ListenerFilterChainMatchPredicate{Rule: &listenerv3.ListenerFilterChainMatchPredicate_DestinationPortRange{
+		DestinationPortRange: &typev3.Int32Range{Start: int32(p), End: int32(p) + 1},
+	}}
 }
 
 func allowName(p mesh.InboundPort) string { return fmt.Sprintf("allow:%d", p.Port) }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -143,7 +144,9 @@ func serveHTTP(t *testing.T, h *envoytest.Host, address, name string) {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{Protocols: protocols, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Outrigger-Unsent", "forged")
+		if name == "app" {
+			w.Header().Set("X-Outrigger-Unsent", "forged")
+		}
 		w.Header().Set("Server", "app")
 		_, _ = fmt.Fprintf(w, "%s %s %s %s client=%q", name, r.Proto, r.Method, r.URL.Path, r.Header.Get("X-Forwarded-Client-Cert"))
 	})}
@@ -356,6 +359,15 @@ func TestInboundTCP(t *testing.T) {
 				t.Errorf("plain text at port %s was answered %q", port, got)
 			}
 			_ = c.Close()
+		}
+	})
+	t.Run("SilentAtAnUndeclaredPort", func(t *testing.T) {
+		c, err := s.peer.Dial(t.Context(), "tcp", "10.1.0.2:3307")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := line(c); !errors.Is(err, io.EOF) {
+			t.Errorf("got %q, %v; want a closed connection", got, err)
 		}
 	})
 	t.Run("OtherRoots", func(t *testing.T) {

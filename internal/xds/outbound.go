@@ -21,24 +21,19 @@ import (
 // calls of the pod come to, and what happens to those that no bundle takes.
 //
 // The listener depends on the ranges of ClusterIPs only. Where its chains lead
-// is a matter of clusters, so that the egress setting cuts no connection.
+// is a matter of the cluster egress, so that this setting cuts no connection.
 func (e *encoder) outbound(o *mesh.Outbound) {
-	ends := []deadEnd{{
-		name: deniedName,
-		why:  "enforced mode: no policy lets it call this address, or nothing serves it",
-	}}
-	if o.AllowEgress {
-		e.add(Cluster, egressName, originalDst(egressName))
-	} else {
-		e.add(Cluster, egressName, e.toListener(egressName, egressDenied))
-		ends = append(ends, deadEnd{
-			name: egressDenied,
-			why:  fmt.Sprintf("egress is denied in namespace %s, and this is outside the mesh", o.Caller.Namespace),
-		})
-	}
-	for _, end := range ends {
+	for _, end := range []deadEnd{
+		{deniedName, "enforced mode: no policy lets it call this address, or nothing serves it"},
+		{egressDenied, fmt.Sprintf("egress is denied in namespace %s, and this is outside the mesh", o.Caller.Namespace)},
+	} {
 		e.add(Listener, end.name, e.deadEnd(o.Caller, end))
 	}
+	egress := originalDst(egressName)
+	if !o.AllowEgress {
+		egress = e.toListener(egressName, egressDenied)
+	}
+	e.add(Cluster, egressName, egress)
 	e.add(Cluster, deniedName, e.toListener(deniedName, deniedName))
 	e.add(Cluster, passthroughName, originalDst(passthroughName))
 	e.add(Cluster, closedName, nowhere(closedName))
