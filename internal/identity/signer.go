@@ -1,0 +1,47 @@
+package identity
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+)
+
+// A Signer signs for pods that prove who they are.
+type Signer struct {
+	// Verifier finds out who is asking.
+	Verifier *Verifier
+	// Issuer signs.
+	Issuer      Issuer
+	TrustDomain string
+	// Lifetime of the certificates; zero is 24 h.
+	Lifetime time.Duration
+}
+
+const defaultLifetime = 24 * time.Hour
+
+// Sign returns the chain, leaf first, for the request of whoever has the token,
+// and the roots of the mesh; all DER. The error is a *signing.Refusal.
+func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (chain, roots [][]byte, err error) {
+	request, err := parseRequest(csr)
+	if err != nil {
+		return nil, nil, err
+	}
+	caller, err := s.Verifier.Verify(ctx, token)
+	if err != nil {
+		return nil, nil, err
+	}
+	lifetime := s.Lifetime
+	if lifetime == 0 {
+		lifetime = defaultLifetime
+	}
+	template := newTemplate(caller.Identity, s.TrustDomain, caller.Pod.UID, lifetime)
+	if err := checkRequest(request, template); err != nil {
+		return nil, nil, err
+	}
+	issued, err := issue(ctx, s.Issuer, request, template)
+	if err != nil {
+		return nil, nil, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
+	}
+	return raw(issued), raw(s.Issuer.Roots()), nil
+}

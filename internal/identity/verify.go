@@ -1,0 +1,228 @@
+package identity
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/signing"
+)
+
+// Reasons for which no certificate is signed. They appear in metrics and logs.
+const (
+	ReasonTokenMalformed  = "token-malformed"
+	ReasonTokenAudience   = "token-audience"
+	ReasonTokenExpired    = "token-expired"
+	ReasonTokenRejected   = "token-rejected"
+	ReasonReview          = "review-failed"
+	ReasonNotPodBound     = "not-pod-bound"
+	ReasonSystemNamespace = "system-namespace"
+	ReasonNotInMesh       = "namespace-not-in-mesh"
+	ReasonPodLookup       = "pod-lookup-failed"
+	ReasonPodUnknown      = "pod-unknown"
+	ReasonPodOther        = "pod-other"
+	ReasonPodNotInjected  = "pod-not-injected"
+	ReasonPodEnded        = "pod-ended"
+	ReasonRequest         = "request-malformed"
+	ReasonKey             = "request-key"
+	ReasonNames           = "request-names"
+	ReasonIssuer          = "issuer-failed"
+)
+
+// proxyContainer is what the injector calls the sidecar.
+const proxyContainer = "outrigger-proxy"
+
+// What the API server's review says about a token that is bound to a pod.
+const (
+	extraPodName         = "authentication.kubernetes.io/pod-name"
+	extraPodUID          = "authentication.kubernetes.io/pod-uid"
+	serviceAccountPrefix = "system:serviceaccount:"
+)
+
+// A TokenReviewer asks the API server whose token it is. The client of client-go
+// for TokenReviews is one.
+type TokenReviewer interface {
+	Create(ctx context.Context, review *authenticationv1.TokenReview, opts metav1.CreateOptions) (*authenticationv1.TokenReview, error)
+}
+
+// A VerifierConfig says whom a Verifier asks. All fields but Cached are required.
+type VerifierConfig struct {
+	// Audience of the tokens: the mesh's name, so that two meshes do not mix.
+	Audience string
+	// SystemNamespace is the mesh's own. Its identities are never given away.
+	SystemNamespace string
+	Reviews         TokenReviewer
+	// Cached is asked for pods first; Live, which must not be a cache, if that has
+	// not got them yet.
+	Cached, Live client.Reader
+	// InMesh reports whether a namespace is part of the mesh.
+	InMesh func(ctx context.Context, namespace string) (bool, error)
+}
+
+// A Verifier finds out which pod is calling. It is safe for concurrent use.
+type Verifier struct{ cfg VerifierConfig }
+
+// NewVerifier returns a Verifier.
+func NewVerifier(cfg VerifierConfig) *Verifier { return &Verifier{cfg: cfg} }
+
+// A Caller is a pod that has proved what it is.
+type Caller struct {
+	Identity mesh.Identity
+	Pod      mesh.ProxyID
+}
+
+func refuse(code codes.Code, reason, format string, args ...any) *signing.Refusal {
+	return &signing.Refusal{Code: code, Reason: reason, Err: fmt.Errorf(format, args...)}
+}
+
+// Verify returns the pod that a service account token belongs to, if that pod may
+// have an identity in the mesh. The error is a *signing.Refusal. Cheap checks
+// come first, so that a flood of nonsense does not reach the API server.
+func (v *Verifier) Verify(ctx context.Context, token string) (Caller, error) {
+	if err := checkToken(token, v.cfg.Audience, time.Now()); err != nil {
+		return Caller{}, err
+	}
+	caller, err := v.review(ctx, token)
+	if err != nil {
+		return Caller{}, err
+	}
+	return caller, v.checkPod(ctx, caller)
+}
+
+// Identity returns the service account of a pod that may open an xDS stream, and
+// whether there is such a pod now.
+func (v *Verifier) Identity(ctx context.Context, id mesh.ProxyID) (mesh.Identity, bool, error) {
+	pod, err := v.pod(ctx, id)
+	if err != nil || pod == nil {
+		return mesh.Identity{}, false, err
+	}
+	caller := Caller{Identity: identityOf(pod), Pod: id}
+	if err := v.checkPod(ctx, caller); err != nil {
+		if refusal := err.(*signing.Refusal); refusal.Code == codes.Unavailable { //nolint:errorlint,forcetypeassert // checkPod returns nothing else
+			return mesh.Identity{}, false, refusal.Err
+		}
+		return mesh.Identity{}, false, nil
+	}
+	return caller.Identity, true, nil
+}
+
+// review has the API server verify a token, and takes the identity from its
+// answer alone.
+func (v *Verifier) review(ctx context.Context, token string) (Caller, error) {
+	answer, err := v.cfg.Reviews.Create(ctx, &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{v.cfg.Audience}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return Caller{}, refuse(codes.Unavailable, ReasonReview, "have the token reviewed: %w", err)
+	}
+	status := answer.Status
+	// An API server that does not know of audiences answers without any.
+	if !status.Authenticated || !slices.Contains(status.Audiences, v.cfg.Audience) {
+		return Caller{}, refuse(codes.Unauthenticated, ReasonTokenRejected, "the API server does not accept the token")
+	}
+	account, ok := strings.CutPrefix(status.User.Username, serviceAccountPrefix)
+	namespace, name, split := strings.Cut(account, ":")
+	if !ok || !split {
+		return Caller{}, refuse(codes.PermissionDenied, ReasonNotPodBound, "the token is of %q, which is not a service account", status.User.Username)
+	}
+	pod, uid := status.User.Extra[extraPodName], status.User.Extra[extraPodUID]
+	if len(pod) != 1 || len(uid) != 1 || pod[0] == "" || uid[0] == "" {
+		return Caller{}, refuse(codes.PermissionDenied, ReasonNotPodBound, "the token of %s/%s is not bound to a pod", namespace, name)
+	}
+	return Caller{
+		Identity: mesh.Identity{Namespace: namespace, ServiceAccount: name},
+		Pod:      mesh.ProxyID{Namespace: namespace, Pod: pod[0], UID: uid[0]},
+	}, nil
+}
+
+// checkPod checks that the caller's pod may have its identity. The error is a
+// *signing.Refusal.
+func (v *Verifier) checkPod(ctx context.Context, caller Caller) error {
+	namespace := caller.Identity.Namespace
+	if namespace == v.cfg.SystemNamespace {
+		return refuse(codes.PermissionDenied, ReasonSystemNamespace, "namespace %s is the mesh's own; its identities are not given away", namespace)
+	}
+	member, err := v.cfg.InMesh(ctx, namespace)
+	if err != nil {
+		return refuse(codes.Unavailable, ReasonPodLookup, "look up namespace %s: %w", namespace, err)
+	}
+	if !member {
+		return refuse(codes.PermissionDenied, ReasonNotInMesh, "namespace %s is not part of the mesh", namespace)
+	}
+	pod, err := v.pod(ctx, caller.Pod)
+	if err != nil {
+		return refuse(codes.Unavailable, ReasonPodLookup, "look up pod %s: %w", caller.Pod, err)
+	}
+	switch {
+	case pod == nil:
+		return refuse(codes.PermissionDenied, ReasonPodUnknown, "there is no pod %s", caller.Pod)
+	case identityOf(pod) != caller.Identity:
+		return refuse(codes.PermissionDenied, ReasonPodOther, "pod %s runs as %s, not as %s", caller.Pod, identityOf(pod), caller.Identity)
+	case !injected(pod):
+		return refuse(codes.PermissionDenied, ReasonPodNotInjected, "pod %s has no sidecar of the mesh", caller.Pod)
+	case ended(pod, time.Now()):
+		return refuse(codes.PermissionDenied, ReasonPodEnded, "pod %s has ended", caller.Pod)
+	}
+	return nil
+}
+
+// pod returns the pod of that name and uid, or nil.
+func (v *Verifier) pod(ctx context.Context, id mesh.ProxyID) (*corev1.Pod, error) {
+	for _, reader := range []client.Reader{v.cfg.Cached, v.cfg.Live} {
+		if reader == nil {
+			continue
+		}
+		pod := &corev1.Pod{}
+		err := reader.Get(ctx, client.ObjectKey{Namespace: id.Namespace, Name: id.Pod}, pod)
+		if client.IgnoreNotFound(err) != nil {
+			return nil, err
+		}
+		// A cache may still hold the pod's predecessor of the same name, or may not
+		// know yet that the sidecar is there.
+		if err == nil && string(pod.UID) == id.UID {
+			return pod, nil
+		}
+	}
+	return nil, nil //nolint:nilnil // no pod and no error is what it says
+}
+
+func identityOf(pod *corev1.Pod) mesh.Identity {
+	id := mesh.Identity{Namespace: pod.Namespace, ServiceAccount: pod.Spec.ServiceAccountName}
+	if id.ServiceAccount == "" {
+		id.ServiceAccount = "default"
+	}
+	return id
+}
+
+// injected reports whether a pod has the native sidecar.
+func injected(pod *corev1.Pod) bool {
+	return !pod.Spec.HostNetwork && slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == proxyContainer && c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+	})
+}
+
+// ended reports whether a pod has no more use for an identity. One that is being
+// deleted may renew until its grace period is over, because a long drain needs a
+// valid certificate.
+func ended(pod *corev1.Pod, now time.Time) bool {
+	if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+		return true
+	}
+	return pod.DeletionTimestamp != nil && now.After(pod.DeletionTimestamp.Time)
+}
+
+// isGone reports that an object cannot be written because its namespace is going
+// or gone.
+func isGone(err error) bool {
+	return apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
+}
