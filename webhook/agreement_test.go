@@ -122,8 +122,15 @@ func TestAgreement(t *testing.T) {
 					if len(paths) == 0 && verdict.Outcome != injector.Skipped {
 						t.Errorf("%s: no webhook matches, so it would not happen", where)
 					}
+					// Outside the mesh the validating webhook tells.
+					if len(paths) == 0 && verdict.Surprising && foretold != injector.NoMatch {
+						t.Errorf("%s: no webhook matches, so nobody would be told", where)
+					}
 					for _, path := range paths {
 						called++
+						if verdict.Reason == injector.HostNetwork && !verdict.Surprising {
+							t.Errorf("%s: webhook %s matches, so an outage would block the pod", where, path)
+						}
 						if want := pathOf(foretold); path != want {
 							t.Errorf("%s: webhook %s matches, want %s", where, path, want)
 						}
@@ -150,11 +157,14 @@ func matchers(t *testing.T, env *environment.EnvSet) func(injector.Namespace, *c
 	t.Helper()
 	mutating, _ := Configurations(options())
 	compiler := admissioncel.NewConditionCompiler(env)
+	var accessors []accessor.WebhookAccessor
+	for i, w := range mutating.Webhooks {
+		accessors = append(accessors, accessor.NewMutatingWebhookAccessor(w.Name, mutating.Name, &mutating.Webhooks[i]))
+	}
 	return func(ns injector.Namespace, pod *corev1.Pod) []string {
 		var paths []string
-		for i := range mutating.Webhooks {
-			w := &mutating.Webhooks[i]
-			a := accessor.NewMutatingWebhookAccessor(w.Name, mutating.Name, w)
+		for i, a := range accessors {
+			w := mutating.Webhooks[i]
 			namespaceSelector, err := a.GetParsedNamespaceSelector()
 			if err != nil {
 				t.Fatalf("webhook %s: selector: %v", w.Name, err)
