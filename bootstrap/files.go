@@ -7,7 +7,7 @@ import (
 
 // Programs of the proxy image.
 const (
-	AgentBinary = "/usr/local/bin/outrigger-agent"
+	AgentBinary = "/outrigger-agent"
 	EnvoyBinary = "/usr/local/bin/envoy"
 )
 

@@ -1,17 +1,17 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/outrigger-mesh/outrigger/bootstrap"
+	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
 // serveApp starts an application that answers 200, except at /slow, where it
@@ -120,6 +121,15 @@ func TestSidecar(t *testing.T) {
 		}
 	})
 	t.Run("admin", func(t *testing.T) { checkAdmin(t, s) })
+	t.Run("no key in a dump", func(t *testing.T) {
+		out, err := s.commandOf("", "admin", "GET", "/config_dump?include_eds").Output()
+		if err != nil || !bytes.Contains(out, []byte("SecretsConfigDump")) {
+			t.Fatalf("got %v\n%s\nwant a dump with secrets", err, out)
+		}
+		if bytes.Contains(out, []byte("PRIVATE KEY")) || bytes.Contains(out, []byte(base64.StdEncoding.EncodeToString([]byte("-----BEGIN PRIV")))) {
+			t.Error("the dump has the key")
+		}
+	})
 }
 
 func checkAdmin(t *testing.T, s *sidecar) {
@@ -268,106 +278,53 @@ func TestWrongControlPlane(t *testing.T) {
 	}
 }
 
-// TestDrain follows the end of a pod whose callers are still being answered.
-func TestDrain(t *testing.T) {
-	w := newWorld(t)
-	release := w.serveApp()
-	w.serve()
-	s := w.start("", nil)
-	s.ready()
-	answer := make(chan string, 1)
-	go func() {
-		code, text, err := w.get(15003, "/slow")
-		answer <- fmt.Sprint(code, " ", text, " ", err)
-	}()
-	s.eventually("the request is on its way", func() error { return s.stat("http.inbound.downstream_rq_active", "1") })
-
-	if out, err := w.commandOf("", "drain").CombinedOutput(); err != nil {
-		t.Fatalf("drain: %v\n%s", err, out)
-	}
-	// Envoy goes on accepting, and says that this connection is the last.
-	response, err := http.Get(fmt.Sprintf("http://%s:15003/", w.ip))
-	if err != nil {
-		t.Fatalf("while draining: %v", err)
-	}
-	defer response.Body.Close()
-	if !response.Close || response.StatusCode != http.StatusOK {
-		t.Errorf("while draining: got %d, close %v; want an answer with connection: close", response.StatusCode, response.Close)
-	}
-
-	if err := s.command.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	// Two questions to a sidecar that is to end: it is still there, and waits.
-	for range 2 {
-		if code, _, err := s.get(15003, "/"); code != http.StatusOK {
-			t.Fatalf("after SIGTERM, with a request on its way: got %d %v", code, err)
-		}
-	}
-	close(release)
-	if got := <-answer; got != "200 hello <nil>" {
-		t.Errorf("the request that was on its way: got %s; want its answer", got)
-	}
-	if code := s.exit(); code != 0 {
-		t.Errorf("got status %d; want 0", code)
-	}
-	if log := s.log.String(); !strings.Contains(log, "nobody is served any more") || strings.Count(log, "drain started") != 1 {
-		t.Error("the sidecar did not wait for its callers, or began to drain twice")
-	}
-}
-
-// TestDrainDeadline has a TCP connection that nobody ends.
-func TestDrainDeadline(t *testing.T) {
-	w := newWorld(t)
-	w.serveApp()
-	w.serve()
-	s := w.start("", func(s *bootstrap.Settings) { s.DrainSeconds = 4 })
-	s.ready()
-	conn, err := net.Dial("tcp", w.tcpIP+":15003")
+// TestBadCertificate has a control plane that signs something else than what was
+// asked for. Envoy must not be started with it.
+func TestBadCertificate(t *testing.T) {
+	stranger := newAuthority(t)
+	uri, err := url.Parse("spiffe://cluster.local/ns/bookstore/sa/thief")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: app\r\n\r\n"); err != nil {
-		t.Fatal(err)
+	tests := map[string]struct {
+		tamper func(*x509.CertificateRequest, *x509.Certificate, *signing.SignResponse)
+		want   string
+	}{
+		"another key": {func(csr *x509.CertificateRequest, _ *x509.Certificate, _ *signing.SignResponse) {
+			csr.PublicKey = stranger.key.Public()
+		}, "for another key"},
+		"another identity": {func(_ *x509.CertificateRequest, leaf *x509.Certificate, _ *signing.SignResponse) {
+			leaf.URIs = []*url.URL{uri}
+		}, "the certificate is for [spiffe://cluster.local/ns/bookstore/sa/thief]"},
+		"one name more": {func(_ *x509.CertificateRequest, leaf *x509.Certificate, _ *signing.SignResponse) {
+			leaf.DNSNames = append(leaf.DNSNames, "kubernetes.default")
+		}, "kubernetes.default"},
+		"ended": {func(_ *x509.CertificateRequest, leaf *x509.Certificate, _ *signing.SignResponse) {
+			leaf.NotAfter = time.Now().Add(-time.Minute)
+		}, "expired"},
+		"nonsense": {func(_ *x509.CertificateRequest, _ *x509.Certificate, r *signing.SignResponse) {
+			r.Chain = [][]byte{[]byte("nonsense")}
+		}, "parse the chain"},
+		"bad roots": {func(_ *x509.CertificateRequest, _ *x509.Certificate, r *signing.SignResponse) {
+			r.Roots = [][]byte{[]byte("nonsense")}
+		}, "parse the roots"},
+		"another root": {func(csr *x509.CertificateRequest, leaf *x509.Certificate, r *signing.SignResponse) {
+			if der, err := stranger.sign(csr.PublicKey, leaf); err == nil {
+				r.Chain = [][]byte{der}
+			}
+		}, "unknown authority"},
 	}
-	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "200") {
-		t.Fatalf("over TCP: got %q %v", line, err)
-	}
-	if err := s.command.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if code := s.exit(); code != 0 {
-		t.Errorf("got status %d; want 0", code)
-	}
-	if !strings.Contains(s.log.String(), "drain ended by the deadline") {
-		t.Error("the connection was not waited for")
-	}
-}
-
-// TestDrainIdle has a keep-alive connection, over which nothing can be asked any
-// more: it is not waited for.
-func TestDrainIdle(t *testing.T) {
-	w := newWorld(t)
-	w.serveApp()
-	w.serve()
-	s := w.start("", func(s *bootstrap.Settings) { s.DrainSeconds = 3600 })
-	s.ready()
-	client := &http.Client{Transport: &http.Transport{}}
-	response, err := client.Get(fmt.Sprintf("http://%s:15003/", w.ip))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(io.Discard, response.Body); err != nil {
-		t.Fatal(err)
-	}
-	response.Body.Close()
-	s.eventually("the connection is idle", func() error { return s.stat("http.inbound.downstream_cx_active", "1") })
-	if err := s.command.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if code := s.exit(); code != 0 {
-		t.Errorf("got status %d; want 0", code)
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.tamper = test.tamper
+			w.serve()
+			s := w.start("", nil)
+			s.logs(test.want)
+			if strings.Contains(s.log.String(), "envoy started") {
+				t.Error("Envoy was started all the same")
+			}
+		})
 	}
 }
 
@@ -466,45 +423,6 @@ func TestCommandLine(t *testing.T) {
 				t.Errorf("%s: got status %d\n%s\nwant %d and %q", test.reason, got, out, test.want, test.text)
 			}
 		})
-	}
-}
-
-// TestMemory measures the agent that users run, at rest after a renewal.
-func TestMemory(t *testing.T) {
-	const limit = 20 << 10 // kB
-	w := newWorld(t)
-	w.serveApp()
-	w.lifetime = 6 * time.Second
-	w.serve()
-	binary := filepath.Join(w.dir, "outrigger-agent")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the agent: %v\n%s", err, out)
-	}
-	s := w.start(binary, nil)
-	s.ready()
-	s.eventually("there were three certificates", func() error {
-		if n := strings.Count(s.log.String(), "certificate signed"); n < 3 {
-			return fmt.Errorf("there were %d", n)
-		}
-		return nil
-	})
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.command.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	match := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
-	if match == nil {
-		t.Fatalf("no VmRSS in:\n%s", status)
-	}
-	rss, err := strconv.Atoi(string(match[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("resident memory of the agent: %d kB\n%s", rss, regexp.MustCompile(`Rss\w+:.*`).FindAll(status, -1))
-	if rss > limit {
-		t.Errorf("the agent holds %d kB; want at most %d kB", rss, limit)
 	}
 }
 

@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"log/slog"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger/bootstrap"
+)
+
+// newRoot returns a root, DER.
+func newRoot(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func encoded(roots ...[]byte) []byte {
+	var text []byte
+	for _, der := range roots {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	return text
+}
+
+// TestTrust follows the file of trusted roots through a rotation.
+func TestTrust(t *testing.T) {
+	dir := t.TempDir()
+	mounted := filepath.Join(dir, "ca.crt")
+	files := bootstrap.FilesIn(dir)
+	if err := os.Mkdir(files.SecretsDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	i := newIdentity(Config{TrustFile: mounted, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, files)
+	first, second := newRoot(t), newRoot(t)
+
+	if err := i.writeTrust(); err == nil {
+		t.Error("without a mounted file and without a signing there is nothing to trust; want an error")
+	}
+	steps := []struct {
+		reason  string
+		mounted [][]byte
+		signing [][]byte // roots of the last signing
+		want    int
+	}{
+		{"the mounted root before the first signing", [][]byte{first}, nil, 1},
+		{"the same root from both is one", [][]byte{first}, [][]byte{first}, 1},
+		{"the mounted file is early", [][]byte{first, second}, [][]byte{first}, 2},
+		{"the mounted file is late", [][]byte{first}, [][]byte{first, second}, 2},
+		{"the rotation has ended", [][]byte{second}, [][]byte{second}, 1},
+	}
+	for _, step := range steps {
+		if err := os.WriteFile(mounted, encoded(step.mounted...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		i.roots = step.signing
+		if err := i.writeTrust(); err != nil {
+			t.Fatalf("%s: %v", step.reason, err)
+		}
+		text, err := os.ReadFile(files.Trust)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(string(text), "BEGIN CERTIFICATE"); got != step.want {
+			t.Errorf("%s: Envoy trusts %d roots; want %d", step.reason, got, step.want)
+		}
+	}
+
+	// Envoy keeps what it has when the mounted file turns into something else.
+	before, err := os.ReadFile(files.Trust)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("nonsense")})
+	if err := os.WriteFile(mounted, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.writeTrust(); err == nil || !strings.Contains(err.Error(), mounted) {
+		t.Errorf("got %v; want an error that names the file", err)
+	}
+	if after, err := os.ReadFile(files.Trust); err != nil || string(after) != string(before) {
+		t.Errorf("the trusted roots changed: %v", err)
+	}
+}
+
+func TestReplaceFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	for _, content := range []string{"one", "two"} {
+		if err := replaceFile(path, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != content {
+			t.Errorf("got %q %v; want %q", got, err, content)
+		}
+	}
+	if err := replaceFile(filepath.Join(dir, "none", "f"), nil); err == nil {
+		t.Error("a folder that does not exist is no error")
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("files were left behind: %v %v", entries, err)
+	}
+}
