@@ -141,8 +141,10 @@ func TestRequest(t *testing.T) {
 		},
 		"MoreNames": {
 			reason: "A DNS name could be a server's.",
-			der:    change(func(r *x509.CertificateRequest) { r.DNSNames = append(r.DNSNames, "outrigger-webhook.outrigger-system.svc") }),
-			code:   codes.PermissionDenied, why: ReasonNames,
+			der: change(func(r *x509.CertificateRequest) {
+				r.DNSNames = append(r.DNSNames, "outrigger-webhook.outrigger-system.svc")
+			}),
+			code: codes.PermissionDenied, why: ReasonNames,
 		},
 		"FewerNames": {
 			reason: "What is signed is what was announced.",
