@@ -33,6 +33,9 @@ func TestMemory(t *testing.T) {
 		}
 		return nil
 	})
+	for range 500 { // the kubelet asks all the time
+		s.ready()
+	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.command.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
