@@ -177,6 +177,7 @@ func (b *builder) each(ctx context.Context, names []string, deliver func(*Image,
 	if err != nil {
 		return nil, err
 	}
+	b.Log.Info("building images; the first time on a machine takes minutes", "count", len(chosen))
 	unlock, err := cache.Lock(ctx, b.lock)
 	if err != nil {
 		return nil, err
