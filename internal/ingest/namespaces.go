@@ -9,7 +9,7 @@ import (
 func (b *builder) namespaces() {
 	b.inMesh = map[string]mesh.Namespace{}
 	for _, ns := range b.objs.Namespaces {
-		if b.member(ns.Name) || annotation.IsSystem(ns.Name, b.opts.SystemNamespace) || !annotation.InMesh(ns.Labels, b.opts.OSMMeshName) {
+		if ns.Name == "" || b.member(ns.Name) || annotation.IsSystem(ns.Name, b.opts.SystemNamespace) || !annotation.InMesh(ns.Labels, b.opts.OSMMeshName) {
 			continue
 		}
 		mode, err := annotation.NamespaceMode(ns.Annotations, b.opts.Mode)

@@ -52,8 +52,8 @@ const (
 	// OtherNamespace: a TrafficTarget or TrafficSplit names a destination, apex or
 	// backend outside its own namespace. The object or the backend is left out.
 	OtherNamespace Reason = "OtherNamespace"
-	// UnsupportedKind: a kind of subject or rule that the mesh does not know. It
-	// is left out.
+	// UnsupportedKind: a kind of subject or rule that the mesh does not know. A
+	// source or a split's match is left out; otherwise the object is.
 	UnsupportedKind Reason = "UnsupportedKind"
 	// NoSources: a TrafficTarget without a usable source. It allows nothing.
 	NoSources Reason = "NoSources"

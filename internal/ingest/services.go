@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -164,18 +165,28 @@ func targetPort(p *corev1.ServicePort, pod *corev1.Pod) uint16 {
 		}
 		return uint16(port)
 	}
-	containers := slices.Clone(pod.Spec.Containers)
-	for i := range pod.Spec.InitContainers {
-		if isSidecar(&pod.Spec.InitContainers[i]) {
-			containers = append(containers, pod.Spec.InitContainers[i])
-		}
-	}
-	for i := range containers {
-		for _, cp := range containers[i].Ports {
+	for c := range containers(pod) {
+		for _, cp := range c.Ports {
 			if cp.Name == p.TargetPort.StrVal && isTCP(cp.Protocol) && validPort(cp.ContainerPort) {
 				return uint16(cp.ContainerPort) //nolint:gosec // checked
 			}
 		}
 	}
 	return 0
+}
+
+// containers yields those that run as long as the pod does.
+func containers(pod *corev1.Pod) iter.Seq[*corev1.Container] {
+	return func(yield func(*corev1.Container) bool) {
+		for i := range pod.Spec.Containers {
+			if !yield(&pod.Spec.Containers[i]) {
+				return
+			}
+		}
+		for i := range pod.Spec.InitContainers {
+			if c := &pod.Spec.InitContainers[i]; isSidecar(c) && !yield(c) {
+				return
+			}
+		}
+	}
 }

@@ -73,8 +73,8 @@ func (t *target) callers() []mesh.Identity {
 // rules adds what the rules allow, and reports whether they allow anything.
 //
 // HTTP rules and TCP ports narrow each other where both are given. So when all
-// of one kind come to nothing, the other must not stand alone: it would then
-// allow more than was written.
+// of one kind come to nothing, or a rule cannot be understood, what is left must
+// not stand alone: it could then allow more than was written.
 func (t *target) rules(g *mesh.Grant) bool {
 	var http, tcp bool
 	for _, r := range t.o.Spec.Rules {
@@ -90,7 +90,8 @@ func (t *target) rules(g *mesh.Grant) bool {
 			}
 			g.Ports = append(g.Ports, ports...)
 		default:
-			t.problem(UnsupportedKind, "rule %s is a %s; only HTTPRouteGroup and TCPRoute are supported", r.Name, r.Kind)
+			t.problem(UnsupportedKind, "rule %s is a %s; only HTTPRouteGroup and TCPRoute are supported, so it allows nothing", r.Name, r.Kind)
+			return false
 		}
 	}
 	switch {

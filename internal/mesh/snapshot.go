@@ -18,7 +18,7 @@ type Snapshot struct {
 	namespaces map[string]Namespace
 	workloads  map[ProxyID]*Workload
 	services   map[PortName]*Service
-	serves     map[Identity][]*Service    // in enforced namespaces
+	serves     map[Identity][]*Service // in enforced namespaces
 	byServer   map[Identity][]*Grant
 	byCaller   map[Identity][]*Grant
 	splits     map[ServiceName]*Split
