@@ -31,6 +31,6 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true, // main prints it, once
 	}
-	root.AddCommand(newInstallCommand(), newUninstallCommand(), newProxyCommand())
+	root.AddCommand(newInstallCommand(), newUninstallCommand(), newProxyCommand(), newInjectCommand(), newUninjectCommand())
 	return root
 }
