@@ -4,7 +4,8 @@
 // The shops of OSM's demo are buyer, thief, store and warehouse (shopper.go,
 // store.go). What tests run inside pods is load, hold and job for HTTP
 // (load.go, hold.go, job.go), http-echo, tcp-echo and tcp-client (echo.go,
-// tcp.go), and wait. It knows nothing of the mesh: that is the point of it.
+// tcp.go), grpc-health (health.go) and wait. It knows nothing of the mesh: that
+// is the point of it.
 package main
 
 import (
@@ -55,7 +56,7 @@ func root() *cobra.Command {
 		shopperCommand("thief", "bookthief", "Try what the buyer does, without being allowed to"),
 		storeCommand(), warehouseCommand(), httpEchoCommand(),
 		loadCommand(), holdCommand(), jobCommand(),
-		tcpEchoCommand(), tcpClientCommand(), waitCommand(),
+		tcpEchoCommand(), tcpClientCommand(), grpcHealthCommand(), waitCommand(),
 	)
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,7 +26,7 @@ type Result struct {
 // with another status than 0 is not an error; one that could not be run is.
 func (c *Cluster) Exec(ctx context.Context, pod corev1.Pod, container string, command ...string) (Result, error) {
 	var stdout, stderr bytes.Buffer
-	err := c.Stream(ctx, pod, container, &stdout, &stderr, command...)
+	err := c.Stream(ctx, pod, container, Streams{Out: &stdout, Err: &stderr}, command...)
 	result := Result{Stdout: stdout.String(), Stderr: stderr.String()}
 	var ended utilexec.CodeExitError
 	if errors.As(err, &ended) {
@@ -35,19 +36,43 @@ func (c *Cluster) Exec(ctx context.Context, pod corev1.Pod, container string, co
 	return result, err
 }
 
-// Stream is like Exec and hands the output on as it comes.
-func (c *Cluster) Stream(ctx context.Context, pod corev1.Pod, container string, stdout, stderr io.Writer, command ...string) error {
+// Streams are what a command in a pod reads and writes. In may be nil.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// Stream is like Exec and hands input and output on as they come.
+func (c *Cluster) Stream(ctx context.Context, pod corev1.Pod, container string, streams Streams, command ...string) error {
 	request := c.Set.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec)
+		VersionedParams(&corev1.PodExecOptions{
+			Container: container, Command: command, Stdin: streams.In != nil, Stdout: true, Stderr: true,
+		}, scheme.ParameterCodec)
 	executor, err := remotecommand.NewSPDYExecutor(c.Config, "POST", request.URL())
 	if err != nil {
 		return fmt.Errorf("exec in %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
-	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stdout, Stderr: stderr})
+	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: streams.In, Stdout: streams.Out, Stderr: streams.Err})
 	if err != nil {
 		return fmt.Errorf("exec in %s/%s (%s): %w", pod.Namespace, pod.Name, container, err)
 	}
 	return nil
+}
+
+// Dial connects to an address as it is seen from a pod of the client image, so
+// that tests can speak to pods of any cluster. The connection ends with ctx.
+func (c *Cluster) Dial(ctx context.Context, pod corev1.Pod, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("dial from %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	ours, theirs := net.Pipe()
+	go func() {
+		// How nc ended says nothing that the end of the connection does not.
+		_ = c.Stream(ctx, pod, pod.Spec.Containers[0].Name, Streams{In: theirs, Out: theirs, Err: io.Discard}, "/bin/nc", host, port)
+		theirs.Close()
+	}()
+	return ours, nil
 }
 
 // Logs returns what a container wrote.
@@ -66,14 +91,19 @@ func Eventually(ctx context.Context, within time.Duration, check func(context.Co
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := check(limited)
 		if err == nil {
 			return nil
 		}
+		// A check that was cut off at the end says nothing of its own.
+		if last == nil || limited.Err() == nil {
+			last = err
+		}
 		select {
 		case <-limited.Done():
-			return fmt.Errorf("not within %s: %w", within, err)
+			return fmt.Errorf("not within %s: %w", within, last)
 		case <-tick.C:
 		}
 	}
