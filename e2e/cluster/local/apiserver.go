@@ -51,7 +51,7 @@ func StartAPIServer(ctx context.Context, dir string, flags ...string) (*APIServe
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(3)
+	ports, err := freePorts(ctx, 3)
 	if err != nil {
 		return nil, err
 	}
@@ -109,22 +109,29 @@ func waitForAPIServer(ctx context.Context, kubeconfig string, failed ...func() e
 	}
 	var last error
 	err = wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
-		for _, check := range failed {
-			if err := check(); err != nil {
-				return false, err
-			}
+		if err := firstError(failed); err != nil {
+			return false, err
 		}
 		for _, path := range []string{"/readyz", "/api/v1/namespaces/default", "/api/v1/namespaces/kube-system"} {
 			if last = getOK(ctx, client, config.Host+path); last != nil {
-				return false, nil
+				break
 			}
 		}
-		return true, nil
+		return last == nil, nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("wait for the API server: %w", errors.Join(err, last))
 	}
 	return config, nil
+}
+
+func firstError(checks []func() error) error {
+	for _, check := range checks {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // getOK returns nil if url answers 200.
@@ -262,11 +269,11 @@ func (p controlPlane) writeCertificates() error {
 // freePorts returns n different ports of 127.0.0.1 that nobody listens on. They
 // are below the range that the kernel takes the local ports of connections
 // from, or one of those might get in between before the port is used.
-func freePorts(n int) ([]int, error) {
+func freePorts(ctx context.Context, n int) ([]int, error) {
 	var ports []int
 	for range 1000 {
 		port := 20000 + rand.IntN(10000)
-		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			continue
 		}

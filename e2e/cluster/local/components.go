@@ -2,6 +2,7 @@ package local
 
 import (
 	"bytes"
+	"context"
 	"embed"
 	"fmt"
 	"os"
@@ -169,8 +170,8 @@ func (c Config) node(plan controlPlane, s settings) []component {
 
 // plan returns how the cluster's etcd and API server are started. The API
 // server answers on the bridge only: it is for this machine and its pods.
-func (c Config) plan(s settings) (controlPlane, error) {
-	ports, err := freePorts(2)
+func (c Config) plan(ctx context.Context, s settings) (controlPlane, error) {
+	ports, err := freePorts(ctx, 2)
 	if err != nil {
 		return controlPlane{}, err
 	}

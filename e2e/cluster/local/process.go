@@ -110,7 +110,7 @@ func kill(processes []process) error {
 			errs = append(errs, fmt.Errorf("open process %d: %w", p.PID, err))
 			continue
 		}
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 		// Asked after opening: from here on the descriptor means this process only.
 		if !p.alive() {
 			continue

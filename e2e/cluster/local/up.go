@@ -132,7 +132,7 @@ func (c Config) start(ctx context.Context, tools programs) error {
 	if err := checkNetwork(ctx, s); err != nil {
 		return err
 	}
-	plan, err := c.plan(s)
+	plan, err := c.plan(ctx, s)
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,0 @@
-package local
-
-import "strings"
-
-func containsText(err error, text string) bool { return strings.Contains(err.Error(), text) }
