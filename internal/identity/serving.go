@@ -96,12 +96,12 @@ func (s *Serving) renew(ctx context.Context) error {
 	s.current.Store(&served{
 		certificate: &tls.Certificate{Certificate: raw(chain), PrivateKey: key, Leaf: chain[0]},
 		roots:       pool(s.issuer.Roots()),
-		renew:       halfLife(chain[0]),
+		renew:       halfLife(chain[0], time.Now()),
 	})
 	return nil
 }
 
-// halfLife is when to replace a certificate.
-func halfLife(c *x509.Certificate) time.Time {
-	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
+// halfLife is when to replace a certificate that was signed now.
+func halfLife(c *x509.Certificate, now time.Time) time.Time {
+	return now.Add(c.NotAfter.Sub(now) / 2)
 }

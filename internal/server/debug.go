@@ -43,7 +43,7 @@ type proxyStatus struct {
 	// Target is the version that the proxy should have; empty while no snapshot
 	// has the pod.
 	Target string `json:"target,omitempty"`
-	// Acknowledged holds the version last acknowledged, by type.
+	// Acknowledged holds the version that the proxy has, by type.
 	Acknowledged map[string]string `json:"acknowledged,omitempty"`
 	LastRefusal  *nack             `json:"lastRefusal,omitempty"`
 }

@@ -21,6 +21,9 @@ type feed struct {
 	asked bool     // the proxy's first request has come
 	sent  *xds.Set // what the proxy was sent, removals aside
 	begun bool     // something was answered, be it with nothing
+	acked *xds.Set // what the proxy has said that it has
+	// refused says that the last answer to a response was a refusal.
+	refused bool
 	// known are the versions that the proxy said it has, from an earlier stream.
 	// They count for the first answer only.
 	known map[string]string

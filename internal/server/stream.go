@@ -69,6 +69,7 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 		if err = st.advance(); err != nil {
 			break
 		}
+		st.report()
 		select {
 		case <-rpc.Context().Done():
 			err = rpc.Context().Err()
@@ -203,9 +204,10 @@ func (s *stream) landed(f *feed, request *discoveryv3.DeltaDiscoveryRequest) {
 		if !flight.published.IsZero() {
 			s.metrics.acked.WithLabelValues(f.typ.String()).Observe(time.Since(flight.published).Seconds())
 		}
-		s.proxy.acknowledge(f.typ, flight.set.Version())
+		f.refused = false
 		return
 	}
+	f.refused = true
 	s.metrics.nacks.WithLabelValues(f.typ.String()).Inc()
 	s.log.Error(errors.New(refusal.GetMessage()), "proxy refused configuration", "type", f.typ.String(), "resources", flight.names())
 	s.proxy.refuse(nack{Type: f.typ.String(), Version: flight.set.Version(), Resources: flight.names(), Message: refusal.GetMessage(), Time: time.Now()})
@@ -245,6 +247,18 @@ func (s *stream) advance() error {
 		}
 	}
 	return nil
+}
+
+// report says, for people, which version the proxy has of each type. It has one
+// when it acknowledged all that led there, be it nothing.
+func (s *stream) report() {
+	for i := range s.feeds {
+		f := &s.feeds[i]
+		if f.begun && f.sent != f.acked && !f.refused && len(f.pending)+len(f.gone) == 0 {
+			f.acked = f.sent
+			s.proxy.acknowledge(f.typ, f.sent.Version())
+		}
+	}
 }
 
 // bring sends what the proxy lacks of one type.

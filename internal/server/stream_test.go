@@ -34,21 +34,30 @@ const (
 	bank = "town/bank:80"
 )
 
+// names lists what a Set has of a type.
+func names(set *xds.Set, typ xds.Type) []string {
+	var all []string
+	for r := range set.All(typ) {
+		all = append(all, r.Name)
+	}
+	return all
+}
+
 func TestFirstSync(t *testing.T) {
 	w := newWorld(t, nil)
 	town := newTown(w.ca)
 	pod := town.pod("a-1", "a")
 	town.service("shop", 1)
-	w.publish(t, town, pod)
+	set := w.publish(t, town, pod)
 	e := w.join(t, pod)
 
 	e.subscribe(xds.Cluster)
 	e.subscribe(xds.Listener, "*")
-	clusters := e.expectOne("all clusters come first", said{Type: "cluster", Names: []string{"closed", "denied", "egress", "inbound", "passthrough", shop}})
+	clusters := e.expectOne("all clusters come first", said{Type: "cluster", Names: names(set, xds.Cluster)})
 	e.subscribe(xds.Endpoints, shop)
 	e.expect("endpoints do not wait for the clusters, which wait for them", said{Type: "endpoints", Names: []string{shop}})
 	e.ack(clusters)
-	e.expect("listeners wait until the clusters are acknowledged", said{Type: "listener", Names: []string{"denied", "inbound", "outbound", shop}})
+	e.expect("listeners wait until the clusters are acknowledged", said{Type: "listener", Names: names(set, xds.Listener)})
 	e.subscribe(xds.Route, shop)
 	e.expect("a route is sent when it is asked for", said{Type: "route", Names: []string{shop}})
 	e.subscribe(xds.Secret, "trust", "nothing")
