@@ -2,8 +2,10 @@ package xds_test
 
 import (
 	"net/netip"
+	"regexp"
 	"testing"
 
+	"github.com/outrigger-mesh/outrigger/internal/golden"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/xds"
 	"github.com/outrigger-mesh/outrigger/internal/xds/envoytest"
@@ -107,6 +109,9 @@ func TestSetOfView(t *testing.T) {
 	}
 }
 
+// roots are others in every run.
+var roots = regexp.MustCompile(`-----BEGIN(.|\s)*?-----END CERTIFICATE-----`)
+
 func TestEnvoyTakesAll(t *testing.T) {
 	t.Parallel()
 	ca := envoytest.NewCA(t)
@@ -116,6 +121,11 @@ func TestEnvoyTakesAll(t *testing.T) {
 	}
 	e := envoytest.Start(t, envoytest.Pod{Namespace: "books", Name: "buyer-1", ServiceAccount: "buyer", Certificate: ca.Secret(t, id("books", "buyer").URI(trustDomain))})
 	e.Apply(t, set)
+	dump, err := set.Dump()
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden.Compare(t, "testdata/bookstore.golden.yaml", roots.ReplaceAll(dump, []byte("ROOTS")))
 }
 
 func cidrs(list ...string) []netip.Prefix {

@@ -4,9 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 
-	"github.com/google/go-cmp/cmp"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger/internal/xds"
 )
@@ -14,15 +19,9 @@ import (
 // A dump is the part of Envoy's config_dump that says what it runs.
 type dump struct {
 	Configs []struct {
-		Active           []versioned `json:"dynamic_active_clusters"`
-		Warming          []any       `json:"dynamic_warming_clusters"`
-		DynamicListeners []struct {
-			Name    string          `json:"name"`
-			Active  *versioned      `json:"active_state"`
-			Warming json.RawMessage `json:"warming_state"`
-			Error   json.RawMessage `json:"error_state"`
-			Drain   json.RawMessage `json:"draining_state"`
-		} `json:"dynamic_listeners"`
+		Clusters       []versioned `json:"dynamic_active_clusters"`
+		Warming        []any       `json:"dynamic_warming_clusters"`
+		Listeners      []listener  `json:"dynamic_listeners"`
 		Routes         []versioned `json:"dynamic_route_configs"`
 		Secrets        []versioned `json:"dynamic_active_secrets"`
 		WarmingSecrets []any       `json:"dynamic_warming_secrets"`
@@ -40,6 +39,16 @@ type versioned struct {
 	} `json:"route_config"`
 }
 
+type listener struct {
+	Name   string `json:"name"`
+	Active *struct {
+		Listener json.RawMessage `json:"listener"`
+	} `json:"active_state"`
+	Warming  json.RawMessage `json:"warming_state"`
+	Error    json.RawMessage `json:"error_state"`
+	Draining json.RawMessage `json:"draining_state"`
+}
+
 // compareDump returns nil when a config_dump says that the Set is what runs.
 // Endpoints are not in it; a cluster is active only with them.
 func compareDump(text []byte, set *xds.Set) error {
@@ -47,44 +56,88 @@ func compareDump(text []byte, set *xds.Set) error {
 	if err := json.Unmarshal(text, &d); err != nil {
 		return fmt.Errorf("decode config_dump: %w", err)
 	}
-	got := map[string]string{}
+	clusters, routes, secrets := map[string]string{}, map[string]string{}, map[string]string{}
+	var listeners []listener
 	for _, c := range d.Configs {
 		if n := len(c.Warming) + len(c.WarmingSecrets); n > 0 {
 			return fmt.Errorf("%d clusters and secrets are warming: %v %v", n, c.Warming, c.WarmingSecrets)
 		}
-		for _, v := range c.Active {
-			got["cluster "+v.Cluster.Name] = v.Version
-		}
-		for _, l := range c.DynamicListeners {
-			if l.Active == nil && l.Warming == nil && l.Error == nil && l.Drain != nil {
-				continue // gone, but for its connections
-			}
-			if l.Active == nil || l.Warming != nil || l.Error != nil {
-				return fmt.Errorf("listener %s is not live: %s%s", l.Name, l.Warming, l.Error)
-			}
-			got["listener "+l.Name] = l.Active.Version
+		for _, v := range c.Clusters {
+			clusters[v.Cluster.Name] = v.Version
 		}
 		for _, v := range c.Routes {
-			got["route "+v.Route.Name] = v.Version
+			routes[v.Route.Name] = v.Version
 		}
 		for _, v := range c.Secrets {
-			if set.Resource(xds.Secret, v.Name) != nil {
-				got["secret "+v.Name] = v.Version
-			}
+			secrets[v.Name] = v.Version
 		}
+		listeners = append(listeners, c.Listeners...)
 	}
-	want := map[string]string{}
-	for _, t := range []xds.Type{xds.Cluster, xds.Listener, xds.Route, xds.Secret} {
+	var faults []string
+	check := func(t xds.Type, got map[string]string, unasked bool) {
 		for r := range set.All(t) {
-			name := t.String() + " " + r.Name
-			if _, ok := got[name]; t == xds.Secret && !ok {
-				continue // not asked for: what needs a secret is not live without it
+			if v, ok := got[r.Name]; v != r.Version && (ok || !unasked) {
+				faults = append(faults, fmt.Sprintf("%s %s has version %q, not %s", t, r.Name, v, r.Version))
 			}
-			want[name] = r.Version
+			delete(got, r.Name)
 		}
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		return fmt.Errorf("what Envoy runs differs (-want +got):\n%s", diff)
+	check(xds.Cluster, clusters, false)
+	check(xds.Route, routes, false)  // draining listeners keep theirs beside
+	check(xds.Secret, secrets, true) // what needs a secret is not live without it
+	for _, name := range slices.Sorted(maps.Keys(clusters)) {
+		faults = append(faults, "cluster "+name+" should be gone")
+	}
+	faults = append(faults, checkListeners(listeners, set)...)
+	if len(faults) > 0 {
+		return fmt.Errorf("Envoy does not run what it should:\n%s", strings.Join(faults, "\n"))
+	}
+	return nil
+}
+
+// checkListeners compares content: a listener whose chains alone changed keeps
+// its old version in the dump.
+func checkListeners(got []listener, set *xds.Set) []string {
+	var faults []string
+	live := map[string]bool{}
+	for _, l := range got {
+		if l.Warming != nil || l.Error != nil {
+			faults = append(faults, fmt.Sprintf("listener %s is not live: %s%s", l.Name, l.Warming, l.Error))
+		}
+		if l.Active == nil {
+			continue // gone, but for its connections
+		}
+		live[l.Name] = true
+		if err := sameListener(l, set.Resource(xds.Listener, l.Name)); err != nil {
+			faults = append(faults, fmt.Sprintf("listener %s: %v", l.Name, err))
+		}
+	}
+	for r := range set.All(xds.Listener) {
+		if !live[r.Name] {
+			faults = append(faults, "listener "+r.Name+" is missing")
+		}
+	}
+	return faults
+}
+
+func sameListener(l listener, r *xds.Resource) error {
+	if r == nil {
+		return fmt.Errorf("it should be gone")
+	}
+	var got, want listenerv3.Listener
+	// The dump names the type of a message inside an Any.
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(l.Active.Listener, &got); err != nil {
+		return err
+	}
+	decoded, err := r.Decode()
+	if err != nil {
+		return err
+	}
+	if err := decoded.GetResource().UnmarshalTo(&want); err != nil {
+		return err
+	}
+	if !proto.Equal(&got, &want) {
+		return fmt.Errorf("another one runs:\n%s", l.Active.Listener)
 	}
 	return nil
 }
