@@ -152,8 +152,11 @@ listeners:
         cluster: app
 `
 
-// decode returns the resources of one kind.
+// decode returns the resources of one kind: none where there is no application.
 func (w *world) decode(kind string, message func() proto.Message, name func(proto.Message) string) ([]*discoveryv3.Resource, error) {
+	if w.app == "" {
+		return nil, nil
+	}
 	_, port, err := net.SplitHostPort(w.app)
 	if err != nil {
 		return nil, err

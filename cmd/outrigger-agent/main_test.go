@@ -258,6 +258,17 @@ func TestControlPlaneComesLate(t *testing.T) {
 	s.ready()
 }
 
+// TestNoListeners has an Envoy that calls itself live, although it can do nothing.
+func TestNoListeners(t *testing.T) {
+	w := newWorld(t)
+	w.serve()
+	s := w.start("", nil)
+	s.eventually("Envoy is live", func() error { return s.stat("server.live", "1") })
+	if code, text, err := s.get(15020, "/ready"); code != http.StatusServiceUnavailable || !strings.Contains(text, "envoy has no listeners") {
+		t.Errorf("got %d %q %v; want 503", code, text, err)
+	}
+}
+
 func TestWrongControlPlane(t *testing.T) {
 	w := newWorld(t)
 	w.id = "spiffe://cluster.local/ns/bookstore/sa/thief" // a workload's certificate, of the same root

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
-	"io"
 	"log/slog"
 	"math/big"
 	"os"
@@ -49,7 +48,7 @@ func TestTrust(t *testing.T) {
 	if err := os.Mkdir(files.SecretsDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	i := newIdentity(Config{TrustFile: mounted, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, files)
+	i := newIdentity(Config{TrustFile: mounted, Log: slog.New(slog.DiscardHandler)}, files)
 	first, second := newRoot(t), newRoot(t)
 
 	if err := i.writeTrust(); err == nil {
