@@ -112,17 +112,24 @@ func waitForAPIServer(ctx context.Context, kubeconfig string, failed ...func() e
 		if err := firstError(failed); err != nil {
 			return false, err
 		}
-		for _, path := range []string{"/readyz", "/api/v1/namespaces/default", "/api/v1/namespaces/kube-system"} {
-			if last = getOK(ctx, client, config.Host+path); last != nil {
-				break
-			}
-		}
+		last = apiServerReady(ctx, client, config.Host)
 		return last == nil, nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("wait for the API server: %w", errors.Join(err, last))
 	}
 	return config, nil
+}
+
+// apiServerReady returns nil if the API server at url can be used, and why not
+// otherwise.
+func apiServerReady(ctx context.Context, client *http.Client, url string) error {
+	for _, path := range []string{"/readyz", "/api/v1/namespaces/default", "/api/v1/namespaces/kube-system"} {
+		if err := getOK(ctx, client, url+path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func firstError(checks []func() error) error {
