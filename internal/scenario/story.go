@@ -1,7 +1,6 @@
 package scenario
 
 import (
-	"bytes"
 	_ "embed" // roots.pem
 	"errors"
 	"fmt"
@@ -141,20 +140,19 @@ func options(dir string) (ingest.Options, error) {
 // kind does not have is an error: in a story it would be a slip of the pen.
 func Decode(data []byte) (ingest.Objects, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, api.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return ingest.Objects{}, err
-		}
+	kinds := runtime.NewSchemeBuilder(corev1.AddToScheme, discoveryv1.AddToScheme, api.AddToScheme)
+	if err := kinds.AddToScheme(scheme); err != nil {
+		return ingest.Objects{}, err
 	}
 	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 	var out ingest.Objects
-	for _, doc := range bytes.Split(data, []byte("\n---\n")) {
-		if len(bytes.TrimSpace(doc)) == 0 {
+	for doc := range strings.SplitSeq(string(data), "\n---\n") {
+		if strings.TrimSpace(doc) == "" {
 			continue
 		}
 		// The API server hands TrafficSplits out in the version that is read.
-		doc = []byte(strings.Replace(string(doc), "apiVersion: split.smi-spec.io/v1alpha2", "apiVersion: split.smi-spec.io/v1alpha4", 1))
-		obj, _, err := decoder.Decode(doc, nil, nil)
+		doc = strings.Replace(doc, "apiVersion: split.smi-spec.io/v1alpha2", "apiVersion: split.smi-spec.io/v1alpha4", 1)
+		obj, _, err := decoder.Decode([]byte(doc), nil, nil)
 		if err != nil {
 			return ingest.Objects{}, fmt.Errorf("%w in:\n%s", err, doc)
 		}
