@@ -179,6 +179,9 @@ func runtime() object {
 		// Or an answer that ends with its connection, such as a refusal, is lost on
 		// the way out of a listener inside Envoy.
 		"envoy.reloadable_features.enable_send_rst_on_user_space_socket": false,
+		// By default Envoy refuses regular expressions of a hundred characters; what
+		// the control plane lets through (mesh.CheckRegex) is far below this.
+		"re2.max_program_size.error_level": 200_000,
 	}}}}
 }
 

@@ -2,7 +2,6 @@ package ingest
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -106,8 +105,7 @@ func headerName(s string) bool {
 // maxPattern bounds regular expressions: longer ones are mistakes or attacks.
 const maxPattern = 1024
 
-// check reports why a regular expression cannot be used. Go's syntax is RE2's,
-// which is Envoy's.
+// check reports why a regular expression cannot be used.
 func (p patterns) check(pattern string) error {
 	err, known := p[pattern]
 	if known {
@@ -119,7 +117,7 @@ func (p patterns) check(pattern string) error {
 	case !utf8.ValidString(pattern):
 		err = fmt.Errorf("not valid UTF-8")
 	default:
-		_, err = regexp.Compile(pattern)
+		err = mesh.CheckRegex(pattern)
 	}
 	p[pattern] = err
 	return err

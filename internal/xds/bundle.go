@@ -2,7 +2,6 @@ package xds
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -36,8 +35,9 @@ func dialledName(b *mesh.Bundle, plain bool) string {
 
 // bundle encodes one service port as its callers see it. Addresses in taken
 // belong to another bundle.
-func (e *encoder) bundle(b *mesh.Bundle, taken map[netip.AddrPort]bool) {
+func (e *encoder) bundle(b *mesh.Bundle, taken lost) {
 	name := b.Name.String()
+	e.part.Name = name
 	if !b.Passthrough {
 		e.addCluster(e.serviceCluster(b), assignment(b))
 	}
@@ -45,7 +45,7 @@ func (e *encoder) bundle(b *mesh.Bundle, taken map[netip.AddrPort]bool) {
 		e.headless(b, taken)
 		return
 	}
-	addresses := slices.DeleteFunc(clusterAddresses(b), func(a netip.AddrPort) bool { return taken[a] })
+	addresses := taken.without(listensAt(b))
 	if len(addresses) == 0 {
 		return // only splits lead here
 	}
@@ -56,15 +56,13 @@ func (e *encoder) bundle(b *mesh.Bundle, taken map[netip.AddrPort]bool) {
 }
 
 // headless encodes a listener for each endpoint, which leads to just this one.
-func (e *encoder) headless(b *mesh.Bundle, taken map[netip.AddrPort]bool) {
+func (e *encoder) headless(b *mesh.Bundle, taken lost) {
 	used := map[bool]bool{} // by plain
-	seen := map[netip.AddrPort]bool{}
 	for _, ep := range b.Endpoints {
 		a := netip.AddrPortFrom(ep.Address, ep.Port)
-		if taken[a] || seen[a] {
+		if taken[a] {
 			continue
 		}
-		seen[a] = true
 		plain := ep.Identity.IsZero()
 		used[plain] = true
 		name := b.Name.String() + variantMark + a.String()
@@ -135,13 +133,4 @@ func (e *encoder) outboundHTTP(routes string) *listenerv3.Filter {
 
 func chain(name string, filters ...*listenerv3.Filter) *listenerv3.FilterChain {
 	return &listenerv3.FilterChain{Name: name, Filters: filters}
-}
-
-// clusterAddresses are the ClusterIPs with the bundle's port.
-func clusterAddresses(b *mesh.Bundle) []netip.AddrPort {
-	out := make([]netip.AddrPort, len(b.Addresses))
-	for i, a := range b.Addresses {
-		out[i] = netip.AddrPortFrom(a, b.Name.Port)
-	}
-	return out
 }

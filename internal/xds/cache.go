@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -87,11 +88,10 @@ func (c *Cache) bundles(o *mesh.Outbound) (*bundles, error) {
 	}
 	b := &bundles{}
 	h := sha256.New()
-	claims := claimsOf(o.Bundles)
+	losers := conflicts(o.Bundles)
 	for _, bundle := range o.Bundles {
-		name := bundle.Name.String()
-		lost, key := claims.claim(bundle)
-		p, err := c.part(name, bundle.Key+key, func(e *encoder) { e.bundle(bundle, lost) })
+		taken := losers[bundle]
+		p, err := c.part("bundle "+bundle.Key+taken.key(), func(e *encoder) { e.bundle(bundle, taken) })
 		if err != nil {
 			return nil, err
 		}
@@ -99,7 +99,7 @@ func (c *Cache) bundles(o *mesh.Outbound) (*bundles, error) {
 	}
 	slices.SortFunc(b.parts, func(p, q *Part) int { return strings.Compare(p.Name, q.Name) })
 	for _, p := range b.parts {
-		fmt.Fprintf(h, "%s\n%s\n", p.Name, p.Key)
+		_, _ = io.WriteString(h, p.Key+"\n")
 	}
 	b.version = hex.EncodeToString(h.Sum(nil))
 	c.outbounds[o] = &kept[*bundles]{value: b, used: true}
@@ -111,14 +111,14 @@ func (c *Cache) own(v mesh.View) ([]*Part, error) {
 	in := inboundPart{Inbound: v.Inbound, trust: v.Trust, dualStack: dualStack(v.Outbound)}
 	var own []*Part
 	for _, p := range []struct {
-		name, key string
-		write     func(*encoder)
+		key   string
+		write func(*encoder)
 	}{
-		{inboundName, fmt.Sprintf("%s %s %v", v.Inbound.Key, v.Trust.Key, in.dualStack), func(e *encoder) { e.inbound(in) }},
-		{outboundName, v.Outbound.Key, func(e *encoder) { e.outbound(v.Outbound) }},
-		{trustName, v.Trust.Key, func(e *encoder) { e.trust(v.Trust) }},
+		{fmt.Sprintf("inbound %s %s %v", v.Inbound.Key, v.Trust.Key, in.dualStack), func(e *encoder) { e.inbound(in) }},
+		{"outbound " + v.Outbound.Key, func(e *encoder) { e.outbound(v.Outbound) }},
+		{"trust " + v.Trust.Key, func(e *encoder) { e.trust(v.Trust) }},
 	} {
-		part, err := c.part(p.name, p.key, p.write)
+		part, err := c.part(p.key, p.write)
 		if err != nil {
 			return nil, err
 		}
@@ -127,10 +127,10 @@ func (c *Cache) own(v mesh.View) ([]*Part, error) {
 	return own, nil
 }
 
-// part returns the part of that name and key, encoding it if it is new.
-func (c *Cache) part(name, key string, write func(*encoder)) (*Part, error) {
-	return keep(c.parts, name+"\n"+key, func() (*Part, error) {
-		e := &encoder{part: &Part{Name: name, Key: key}}
+// part returns the part of that key, encoding it if it is new.
+func (c *Cache) part(key string, write func(*encoder)) (*Part, error) {
+	return keep(c.parts, key, func() (*Part, error) {
+		e := &encoder{part: &Part{Key: key}}
 		write(e)
 		return e.done()
 	})

@@ -18,8 +18,9 @@ import (
 
 // An encoder collects the resources of one part and every fault in them.
 type encoder struct {
-	part *Part
-	errs []error
+	part   *Part
+	faults []error // of the resource that is being made
+	errs   []error // all, by resource
 }
 
 // resourcesField is the number of DeltaDiscoveryResponse.resources.
@@ -45,6 +46,10 @@ func (e *encoder) put(t Type, name string, body []byte, version string) *Resourc
 		Name: name, Version: version,
 		Resource: &anypb.Any{TypeUrl: t.URL(), Value: body},
 	})
+	if len(e.faults) > 0 {
+		e.errs = append(e.errs, fmt.Errorf("%s %s: %w", t, name, errors.Join(e.faults...)))
+		e.faults = nil
+	}
 	wire := protowire.AppendTag(nil, resourcesField, protowire.BytesType)
 	r := &Resource{Name: name, Version: version, Wire: protowire.AppendBytes(wire, envelope)}
 	e.part.Resources[t] = append(e.part.Resources[t], r)
@@ -53,11 +58,16 @@ func (e *encoder) put(t Type, name string, body []byte, version string) *Resourc
 
 // done returns the finished part, or all of its faults.
 func (e *encoder) done() (*Part, error) {
+	for t, list := range e.part.Resources {
+		slices.SortFunc(list, func(a, b *Resource) int { return strings.Compare(a.Name, b.Name) })
+		for i, r := range list {
+			if i > 0 && r.Name == list[i-1].Name {
+				e.errs = append(e.errs, fmt.Errorf("%s %s is there twice", Type(t), r.Name))
+			}
+		}
+	}
 	if err := errors.Join(e.errs...); err != nil {
 		return nil, fmt.Errorf("encode %s: %w", e.part.Name, err)
-	}
-	for _, list := range e.part.Resources {
-		slices.SortFunc(list, func(a, b *Resource) int { return strings.Compare(a.Name, b.Name) })
 	}
 	return e.part, nil
 }
@@ -68,12 +78,12 @@ func (e *encoder) done() (*Part, error) {
 func (e *encoder) marshal(m proto.Message) []byte {
 	if v, ok := m.(interface{ ValidateAll() error }); ok {
 		if err := v.ValidateAll(); err != nil {
-			e.errs = append(e.errs, err)
+			e.faults = append(e.faults, err)
 		}
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
-		e.errs = append(e.errs, err)
+		e.faults = append(e.faults, err)
 	}
 	return b
 }

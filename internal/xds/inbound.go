@@ -53,6 +53,7 @@ type inboundPart struct {
 // for TCP, which are there even where nobody may, so that a first or last grant
 // changes no listener.
 func (e *encoder) inbound(in inboundPart) {
+	e.part.Name = inboundName
 	l := e.captured(inboundName, bootstrap.InboundPort, in.dualStack)
 	l.TrafficDirection = corev3.TrafficDirection_INBOUND
 	var served []*listenerv3.ListenerFilterChainMatchPredicate

@@ -3,6 +3,7 @@ package xds
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -23,6 +24,7 @@ import (
 // The listener depends on the ranges of ClusterIPs only. Where its chains lead
 // is a matter of the cluster egress, so that this setting cuts no connection.
 func (e *encoder) outbound(o *mesh.Outbound) {
+	e.part.Name = outboundName
 	for _, end := range []deadEnd{
 		{deniedName, "enforced mode: no policy lets it call this address, or nothing serves it"},
 		{egressDenied, fmt.Sprintf("egress is denied in namespace %s, and this is outside the mesh", o.Caller.Namespace)},
@@ -51,13 +53,23 @@ func (e *encoder) outboundListener(o *mesh.Outbound) *listenerv3.Listener {
 	if len(o.ServiceCIDRs) > 0 {
 		denied := chain("services", e.rememberAddress(), e.tcpProxy(outboundName, deniedName))
 		denied.FilterChainMatch = &listenerv3.FilterChainMatch{}
-		for _, p := range o.ServiceCIDRs {
+		for _, p := range ranges(o.ServiceCIDRs) {
 			denied.FilterChainMatch.PrefixRanges = append(denied.FilterChainMatch.PrefixRanges, cidr(p))
 		}
 		l.FilterChains = append(l.FilterChains, denied)
 	}
 	l.DefaultFilterChain = chain("egress", e.rememberAddress(), e.tcpProxy(outboundName, egressName))
 	return l
+}
+
+// ranges returns each range once: Envoy refuses a repetition.
+func ranges(in []netip.Prefix) []netip.Prefix {
+	out := make([]netip.Prefix, len(in))
+	for i, p := range in {
+		out[i] = p.Masked()
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
 }
 
 // captured is a listener that iptables redirect to. It restores the address that
@@ -125,6 +137,9 @@ func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listene
 			}},
 		})},
 	})
+	// One answer for each connection: a client that keeps its connections is let
+	// through by its next one as soon as policy allows the call.
+	m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{MaxRequestsPerConnection: wrapperspb.UInt32(1)}
 	http := chain("http", e.httpFilterOf(m))
 	http.FilterChainMatch = &listenerv3.FilterChainMatch{ApplicationProtocols: plainHTTP()}
 	l := &listenerv3.Listener{

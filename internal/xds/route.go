@@ -72,7 +72,7 @@ func (e *encoder) route(r mesh.Route, owner mesh.PortName, self string) *routev3
 			})
 		}
 		if total > math.MaxUint32 {
-			e.errs = append(e.errs, fmt.Errorf("weights add up to %d; at most %d is allowed", total, uint32(math.MaxUint32)))
+			e.faults = append(e.faults, fmt.Errorf("weights add up to %d; at most %d is allowed", total, uint32(math.MaxUint32)))
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
 	}
@@ -165,9 +165,8 @@ func (e *encoder) matcher(m mesh.StringMatch) *matcherv3.StringMatcher {
 
 // regex is an expression that Envoy matches against a whole value.
 func (e *encoder) regex(expr string) *matcherv3.RegexMatcher {
-	// Go's syntax is RE2's.
-	if _, err := regexp.Compile(expr); err != nil {
-		e.errs = append(e.errs, fmt.Errorf("regular expression %q: %w", expr, err))
+	if err := mesh.CheckRegex(expr); err != nil {
+		e.faults = append(e.faults, fmt.Errorf("regular expression %q: %w", expr, err))
 	}
 	return &matcherv3.RegexMatcher{Regex: expr}
 }

@@ -3,7 +3,7 @@ package xds
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
+	"io"
 	"iter"
 	"slices"
 	"strings"
@@ -73,7 +73,7 @@ type Set struct {
 func newSet(own, outbound []*Part, outboundVersion string) *Set {
 	h := sha256.New()
 	for _, p := range own {
-		fmt.Fprintf(h, "%s\n%s\n", p.Name, p.Key)
+		_, _ = io.WriteString(h, p.Key+"\n")
 	}
 	h.Write([]byte(outboundVersion))
 	return &Set{version: hex.EncodeToString(h.Sum(nil)[:12]), own: own, outbound: outbound}

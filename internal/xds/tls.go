@@ -132,6 +132,7 @@ func exact(s string) *matcherv3.StringMatcher {
 
 // trust writes the secret with the roots of the mesh.
 func (e *encoder) trust(t *mesh.Trust) {
+	e.part.Name = trustName
 	e.validation(trustName, t, nil)
 }
 
@@ -139,7 +140,7 @@ func (e *encoder) trust(t *mesh.Trust) {
 // the names; with no names it must be joined with some.
 func (e *encoder) validation(name string, t *mesh.Trust, names []*tlsv3.SubjectAltNameMatcher) {
 	if err := checkBundle(t.Bundle); err != nil {
-		e.errs = append(e.errs, fmt.Errorf("trust bundle: %w", err))
+		e.faults = append(e.faults, fmt.Errorf("trust bundle: %w", err))
 	}
 	e.add(Secret, name, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
 		ValidationContext: &tlsv3.CertificateValidationContext{

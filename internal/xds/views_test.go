@@ -41,7 +41,7 @@ func bookstore(roots string) mesh.View {
 	old := mesh.Endpoint{Address: netip.MustParseAddr("10.1.0.12"), Port: 8080, Identity: id("books", "store"), Zone: "b", Draining: true}
 	outside := mesh.Endpoint{Address: netip.MustParseAddr("10.1.0.13"), Port: 8080}
 	bundle := func(b mesh.Bundle) *mesh.Bundle {
-		b.Key, b.TrustDomain = "k", trustDomain
+		b.TrustDomain = trustDomain
 		return &b
 	}
 	return mesh.View{
@@ -104,7 +104,7 @@ func bookstore(roots string) mesh.View {
 
 func TestSetOfView(t *testing.T) {
 	t.Parallel()
-	if _, err := xds.NewCache().Set(bookstore("")); err == nil {
+	if _, err := xds.NewCache().Set(seal(t, bookstore(""))); err == nil {
 		t.Error("a View without roots was encoded; Envoy has no way to trust nobody")
 	}
 }
@@ -115,7 +115,7 @@ var roots = regexp.MustCompile(`-----BEGIN(.|\s)*?-----END CERTIFICATE-----`)
 func TestEnvoyTakesAll(t *testing.T) {
 	t.Parallel()
 	ca := envoytest.NewCA(t)
-	set, err := xds.NewCache().Set(bookstore(ca.Bundle()))
+	set, err := xds.NewCache().Set(seal(t, bookstore(ca.Bundle())))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ type CA struct {
 }
 
 // NewCA makes a root.
-func NewCA(t *testing.T) *CA {
+func NewCA(t testing.TB) *CA {
 	t.Helper()
 	ca := &CA{key: newKey(t)}
 	template := &x509.Certificate{
@@ -43,7 +43,7 @@ func (ca *CA) Bundle() string {
 }
 
 // Sign returns a chain and a key, both PEM, for the URI uri.
-func (ca *CA) Sign(t *testing.T, uri string) (chain, key []byte) {
+func (ca *CA) Sign(t testing.TB, uri string) (chain, key []byte) {
 	t.Helper()
 	u, err := url.Parse(uri)
 	must(t, err)
@@ -61,7 +61,7 @@ func (ca *CA) Sign(t *testing.T, uri string) (chain, key []byte) {
 }
 
 // Secret returns the certificate file of a pod, for the URI uri.
-func (ca *CA) Secret(t *testing.T, uri string) []byte {
+func (ca *CA) Secret(t testing.TB, uri string) []byte {
 	t.Helper()
 	chain, key := ca.Sign(t, uri)
 	secret, err := bootstrap.CertificateSecret(chain, key)
@@ -69,7 +69,7 @@ func (ca *CA) Secret(t *testing.T, uri string) []byte {
 	return secret
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)

@@ -42,7 +42,7 @@ type Envoy struct {
 
 // Start runs an Envoy with the bootstrap of a sidecar until the test ends. What
 // it logs is in the test's output when that fails.
-func Start(t *testing.T, p Pod) *Envoy {
+func Start(t testing.TB, p Pod) *Envoy {
 	t.Helper()
 	binary, err := envoybin.EnvoyBinary(t.Context())
 	if err != nil {
@@ -73,7 +73,7 @@ func Start(t *testing.T, p Pod) *Envoy {
 	return e
 }
 
-func (e *Envoy) run(t *testing.T, cmd *exec.Cmd) {
+func (e *Envoy) run(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
 	cmd.Stdout, cmd.Stderr = e.log, e.log
 	must(t, cmd.Start())
@@ -110,7 +110,7 @@ func command(ctx context.Context, p Pod, dir, binary string) *exec.Cmd {
 }
 
 // config is a sidecar's bootstrap whose control plane is the test, on a socket.
-func config(t *testing.T, p Pod) []byte {
+func config(t testing.TB, p Pod) []byte {
 	t.Helper()
 	text, err := bootstrap.Config(
 		bootstrap.Settings{Mesh: "outrigger", TrustDomain: "cluster.local", ControlPlane: "127.0.0.1:1", ControlPlaneID: "spiffe://cluster.local/ns/outrigger-system/sa/outriggerd"},
@@ -134,7 +134,7 @@ func config(t *testing.T, p Pod) []byte {
 
 // Apply serves a Set and waits until Envoy has all of it: acknowledged, live and
 // with nothing left warming. It fails the test at once if Envoy refuses a part.
-func (e *Envoy) Apply(t *testing.T, set *xds.Set) {
+func (e *Envoy) Apply(t testing.TB, set *xds.Set) {
 	t.Helper()
 	e.ads.publish(set)
 	var last error
@@ -187,7 +187,7 @@ const waitLimit = 20 * time.Second
 
 // Eventually waits until ok returns nil, and fails the test if that takes too
 // long.
-func Eventually(t *testing.T, ok func() error) {
+func Eventually(t testing.TB, ok func() error) {
 	t.Helper()
 	deadline := time.NewTimer(waitLimit)
 	defer deadline.Stop()
@@ -206,7 +206,7 @@ func Eventually(t *testing.T, ok func() error) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

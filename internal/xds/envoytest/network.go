@@ -34,7 +34,7 @@ type Host struct {
 var networks atomic.Int64 //nolint:gochecknoglobals // names are global to the kernel too
 
 // NewNetwork makes a network until the test ends.
-func NewNetwork(t *testing.T) *Network {
+func NewNetwork(t testing.TB) *Network {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test makes network namespaces and must run as root: sudo -E go test")
@@ -47,7 +47,7 @@ func NewNetwork(t *testing.T) *Network {
 
 // Host plugs a host in that reaches every address through its interface. The
 // prefixes, such as 10.1.0.1/16, are its own.
-func (n *Network) Host(t *testing.T, addresses ...string) *Host {
+func (n *Network) Host(t testing.TB, addresses ...string) *Host {
 	t.Helper()
 	n.hosts++
 	h := &Host{Name: fmt.Sprintf("%s-%d", n.bridge, n.hosts)}
@@ -73,7 +73,7 @@ func (n *Network) Host(t *testing.T, addresses ...string) *Host {
 }
 
 // Redirect makes the host's traffic go through a sidecar.
-func (h *Host) Redirect(t *testing.T) {
+func (h *Host) Redirect(t testing.TB) {
 	t.Helper()
 	for command, family := range map[string]iptables.Family{"iptables-restore": iptables.IPv4, "ip6tables-restore": iptables.IPv6} {
 		cmd := exec.CommandContext(t.Context(), "ip", "netns", "exec", h.Name, command)
@@ -94,7 +94,7 @@ func (h *Host) Dial(ctx context.Context, network, address string) (conn net.Conn
 }
 
 // Listen listens on the host until the test ends.
-func (h *Host) Listen(t *testing.T, address string) net.Listener {
+func (h *Host) Listen(t testing.TB, address string) net.Listener {
 	t.Helper()
 	var l net.Listener
 	must(t, h.inside(func() (err error) {
@@ -119,13 +119,13 @@ func (h *Host) inside(f func() error) error {
 	return <-done
 }
 
-func addNamespace(t *testing.T, name string) {
+func addNamespace(t testing.TB, name string) {
 	t.Helper()
 	ip(t, "netns", "add", name)
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() }) //nolint:noctx // the test's context has ended
 }
 
-func ip(t *testing.T, args ...string) {
+func ip(t testing.TB, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), "ip", args...).CombinedOutput(); err != nil {
 		t.Fatalf("ip %s: %v\n%s", strings.Join(args, " "), err, out)
