@@ -8,5 +8,6 @@
 // package ingest what a namespace's policy is.
 //
 // inject.go holds who is in the mesh and who gets a sidecar, proxy.go what one
-// pod changes about its sidecar, redirect.go which traffic goes round it.
+// pod changes about its sidecar, redirect.go which traffic goes round it, policy.go
+// what a namespace allows.
 package annotation

@@ -80,6 +80,9 @@ const (
 	// SplitConflict: an older TrafficSplit splits the same Service. This one is
 	// left out.
 	SplitConflict Reason = "SplitConflict"
+	// PortNotSplit: a port of the apex whose connections a split cannot share out.
+	// They go to the apex.
+	PortNotSplit Reason = "PortNotSplit"
 	// BackendNotFound: a backend Service that does not exist. Its share goes to
 	// the others.
 	BackendNotFound Reason = "BackendNotFound"

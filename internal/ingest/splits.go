@@ -79,9 +79,23 @@ func (s *split) model(apex mesh.ServiceName) (mesh.Split, bool) {
 		s.problem(NothingAllowed, "its matches come to nothing, so it splits nothing")
 		return mesh.Split{}, false
 	}
+	s.checkPorts(apex, len(out.Matches) > 0)
 	out.Backends = s.backends(apex)
 	s.checkCallers(apex, out.Backends)
 	return out, true
+}
+
+// checkPorts reports the ports of the apex that the split leaves alone.
+func (s *split) checkPorts(apex mesh.ServiceName, narrowed bool) {
+	for _, a := range s.ports[apex] {
+		switch {
+		case a.Protocol != mesh.TCP:
+		case a.Headless:
+			s.problem(PortNotSplit, "port %d is not split: its connections are TCP and go to the pod that the caller chose", a.Name.Port)
+		case narrowed:
+			s.problem(PortNotSplit, "port %d is not split: its connections are TCP, which no HTTPRouteGroup describes", a.Name.Port)
+		}
+	}
 }
 
 func (s *split) requests(m splitv1alpha4.MatchReference) []mesh.HTTPMatch {

@@ -34,6 +34,7 @@ type Settings struct {
 // the safe one.
 type Mode string
 
+// The modes.
 const (
 	Enforced   Mode = ""           // denied
 	Permissive Mode = "permissive" // allowed, for every identity of the mesh
@@ -62,6 +63,7 @@ type Namespace struct {
 // by connection.
 type Protocol string
 
+// The protocols.
 const (
 	Auto Protocol = ""     // sniffed, with a short timeout that falls back to TCP
 	HTTP Protocol = "http" // HTTP/1.x and HTTP/2 with prior knowledge
@@ -124,7 +126,8 @@ type Service struct {
 	// Services are egress: they go where the pod addressed them, in plain text,
 	// if the caller's namespace allows egress.
 	InMesh bool `json:"inMesh,omitempty"`
-	// AlwaysReachable exempts the Kubernetes API server from the egress setting.
+	// AlwaysReachable exempts the Kubernetes API server, and the cluster's DNS over
+	// TCP, from the egress setting.
 	AlwaysReachable bool `json:"alwaysReachable,omitempty"`
 	// Addresses are the ClusterIPs. A headless Service has none.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
@@ -190,6 +193,7 @@ type HeaderMatch struct {
 // A MatchKind says how a StringMatch compares.
 type MatchKind string
 
+// The kinds of match.
 const (
 	Any    MatchKind = ""       // every value
 	Exact  MatchKind = "exact"  // the whole value is equal
