@@ -128,6 +128,7 @@ func plainHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
 func (e *encoder) outboundHTTP(routes string) *listenerv3.Filter {
 	m := e.manager(outboundName)
 	m.RouteSpecifier = byRDS(routes)
+	m.LocalReplyConfig = revoked()
 	return e.httpFilterOf(m)
 }
 

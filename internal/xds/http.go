@@ -1,15 +1,16 @@
 package xds
 
 import (
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/wrapperspb"
-
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/outrigger-mesh/outrigger/bootstrap"
 )
 
 // unsentHeader says, in an answer of a server's proxy, that the request never
@@ -36,6 +37,16 @@ func (e *encoder) manager(prefix string, filters ...*hcmv3.HttpFilter) *hcmv3.Ht
 		UpgradeConfigs:             []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		AccessLog:                  e.httpLog(),
 	}
+}
+
+// revoked answers on connections that are still open when their service is taken
+// away from the caller, as new ones are answered: see deadEnd.
+func revoked() *hcmv3.LocalReplyConfig {
+	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{{
+		Filter:             flag("NC"), // the cluster is gone
+		StatusCode:         wrapperspb.UInt32(403),
+		BodyFormatOverride: text(denial("%ENVIRONMENT("+bootstrap.EnvPodNamespace+")%/%ENVIRONMENT("+bootstrap.EnvServiceAccount+")%", notAllowed)),
+	}}}
 }
 
 func (e *encoder) router() *hcmv3.HttpFilter {

@@ -26,7 +26,7 @@ import (
 func (e *encoder) outbound(o *mesh.Outbound) {
 	e.part.Name = outboundName
 	for _, end := range []deadEnd{
-		{deniedName, "enforced mode: no policy lets it call this address, or nothing serves it"},
+		{deniedName, notAllowed},
 		{egressDenied, fmt.Sprintf("egress is denied in namespace %s, and this is outside the mesh", o.Caller.Namespace)},
 	} {
 		e.add(Listener, end.name, e.deadEnd(o.Caller, end))
@@ -133,7 +133,7 @@ func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listene
 			Match: e.routeMatch(mesh.HTTPMatch{}),
 			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 				Status:     403,
-				BodyFormat: text(fmt.Sprintf("%s may not call %%DOWNSTREAM_LOCAL_ADDRESS%% (%%REQ(:AUTHORITY)%%): %s.\n%s\n", caller, end.why, explain)),
+				BodyFormat: text(denial(caller.String(), end.why)),
 			}},
 		})},
 	})
@@ -154,5 +154,11 @@ func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listene
 	return l
 }
 
-// explain tells what to run. The names are those of the pod that asked.
-const explain = "Run: outrigger why call %ENVIRONMENT(" + bootstrap.EnvPodNamespace + ")%/%ENVIRONMENT(" + bootstrap.EnvPodName + ")% http://%REQ(:AUTHORITY)%%PATH(NQ)%"
+const notAllowed = "enforced mode: no policy lets it call this address, or nothing serves it"
+
+// denial says who may not call what, why, and what to run to find out more. The
+// names in the command are those of the pod that asked.
+func denial(caller, why string) string {
+	return caller + " may not call %DOWNSTREAM_LOCAL_ADDRESS% (%REQ(:AUTHORITY)%): " + why + ".\n" +
+		"Run: outrigger why call %ENVIRONMENT(" + bootstrap.EnvPodNamespace + ")%/%ENVIRONMENT(" + bootstrap.EnvPodName + ")% http://%REQ(:AUTHORITY)%%PATH(NQ)%\n"
+}

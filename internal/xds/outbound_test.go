@@ -241,6 +241,27 @@ func TestOutbound(t *testing.T) {
 			_ = resp.Body.Close()
 		}
 	})
+	t.Run("AllowedAndRevoked", func(t *testing.T) {
+		app := w.app(t)
+		open := func() reply { return do(t, app, "GET", "http://10.96.0.1/") }
+		if got := open(); got.code != 200 {
+			t.Fatalf("got %d %s", got.code, got.body)
+		}
+		apply(t, w.caller, w.calls(true, rest...)) // without the store
+		got := open()
+		want := "books/buyer may not call 10.96.0.1:80 (10.96.0.1): enforced mode: no policy lets it call this address, or nothing serves it.\n" +
+			"Run: outrigger why call books/buyer-1 http://10.96.0.1/\n"
+		if got.code != 403 || got.body != want || !got.reused {
+			t.Errorf("on the open connection (%v): got %d\n%s, want 403\n%s", got.reused, got.code, got.body, want)
+		}
+		if got := open(); got.code != 403 || got.body != want || got.reused {
+			t.Errorf("on a new connection (%v): got %d\n%s, want 403\n%s", !got.reused, got.code, got.body, want)
+		}
+		apply(t, w.caller, world(true, 1, 0))
+		if got := open(); got.code != 200 {
+			t.Errorf("a client that was denied is not let through: %d %s", got.code, got.body)
+		}
+	})
 	t.Run("Egress", func(t *testing.T) {
 		before, _ := w.caller.Get("/stats?filter=listener_manager.listener_(modified|in_place_updated)")
 		open, err := w.client.Dial(t.Context(), "tcp", "10.1.9.10:2525")

@@ -105,7 +105,7 @@ func command(ctx context.Context, p Pod, dir, binary string) *exec.Cmd {
 	default:
 		cmd = exec.CommandContext(ctx, "unshare", "--map-root-user", "--mount", "--net", "sh", "-c", mounts+"ip link set lo up && "+fmt.Sprintf(envoy, ""))
 	}
-	cmd.Env = append(os.Environ(), bootstrap.EnvPodNamespace+"="+p.Namespace, bootstrap.EnvPodName+"="+p.Name)
+	cmd.Env = append(os.Environ(), bootstrap.EnvPodNamespace+"="+p.Namespace, bootstrap.EnvPodName+"="+p.Name, bootstrap.EnvServiceAccount+"="+p.ServiceAccount)
 	return cmd
 }
 
