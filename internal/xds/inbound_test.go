@@ -61,7 +61,12 @@ func (s *server) view(ports ...mesh.InboundPort) mesh.View {
 // dial connects as an identity would through its proxy.
 func (s *server) dial(ctx context.Context, t *testing.T, as mesh.Identity, port int, alpn ...string) (net.Conn, error) {
 	t.Helper()
-	chain, key := s.ca.Sign(t, as.URI(trustDomain))
+	return s.dialAs(ctx, t, as.URI(trustDomain), port, alpn...)
+}
+
+func (s *server) dialAs(ctx context.Context, t *testing.T, uri string, port int, alpn ...string) (net.Conn, error) {
+	t.Helper()
+	chain, key := s.ca.Sign(t, uri)
 	certificate, err := tls.X509KeyPair(chain, key)
 	if err != nil {
 		t.Fatal(err)
