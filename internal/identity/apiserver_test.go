@@ -30,7 +30,7 @@ var apiServer *local.APIServer
 func TestMain(m *testing.M) { os.Exit(withAPIServer(m)) }
 
 func withAPIServer(m *testing.M) int {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // there is no test yet whose context it could be
 	defer cancel()
 	dir, err := os.MkdirTemp("", "identity")
 	if err != nil {

@@ -26,8 +26,8 @@ const (
 )
 
 var (
-	oidSubjectAltName   = asn1.ObjectIdentifier{2, 5, 29, 17}                //nolint:gochecknoglobals // a constant
-	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14} //nolint:gochecknoglobals // a constant
+	oidSubjectAltName   = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
 )
 
 // parseRequest parses a certificate request and checks all that does not depend

@@ -16,7 +16,7 @@ import (
 // Names of the objects that this package keeps.
 const (
 	// CASecret holds the mesh's CA, in the system namespace.
-	CASecret = "outrigger-ca" //nolint:gosec // a name
+	CASecret = "outrigger-ca"
 	// TrustConfigMap holds the roots, in each namespace of the mesh and in the
 	// system namespace, where it also records that there is a CA.
 	TrustConfigMap = "outrigger-trust"

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -96,7 +97,14 @@ func (v *Verifier) Verify(ctx context.Context, token string) (Caller, error) {
 	if err != nil {
 		return Caller{}, err
 	}
-	return caller, v.checkPod(ctx, caller)
+	if err := v.checkNamespace(ctx, caller.Identity.Namespace); err != nil {
+		return Caller{}, err
+	}
+	pod, err := v.pod(ctx, caller.Pod)
+	if err != nil {
+		return Caller{}, refuse(codes.Unavailable, ReasonPodLookup, "look up pod %s: %w", caller.Pod, err)
+	}
+	return caller, checkPod(pod, caller)
 }
 
 // Identity returns the service account of a pod that may open an xDS stream, and
@@ -107,13 +115,14 @@ func (v *Verifier) Identity(ctx context.Context, id mesh.ProxyID) (mesh.Identity
 		return mesh.Identity{}, false, err
 	}
 	caller := Caller{Identity: identityOf(pod), Pod: id}
-	if err := v.checkPod(ctx, caller); err != nil {
-		if refusal := err.(*signing.Refusal); refusal.Code == codes.Unavailable { //nolint:errorlint,forcetypeassert // checkPod returns nothing else
-			return mesh.Identity{}, false, refusal.Err
-		}
-		return mesh.Identity{}, false, nil
+	err = v.checkNamespace(ctx, id.Namespace)
+	if err == nil {
+		err = checkPod(pod, caller)
 	}
-	return caller.Identity, true, nil
+	if refusal, ok := errors.AsType[*signing.Refusal](err); ok && refusal.Code == codes.Unavailable {
+		return mesh.Identity{}, false, refusal.Err
+	}
+	return caller.Identity, err == nil, nil
 }
 
 // review has the API server verify a token, and takes the identity from its
@@ -145,10 +154,8 @@ func (v *Verifier) review(ctx context.Context, token string) (Caller, error) {
 	}, nil
 }
 
-// checkPod checks that the caller's pod may have its identity. The error is a
-// *signing.Refusal.
-func (v *Verifier) checkPod(ctx context.Context, caller Caller) error {
-	namespace := caller.Identity.Namespace
+// checkNamespace checks that identities of a namespace may be given away.
+func (v *Verifier) checkNamespace(ctx context.Context, namespace string) error {
 	if namespace == v.cfg.SystemNamespace {
 		return refuse(codes.PermissionDenied, ReasonSystemNamespace, "namespace %s is the mesh's own; its identities are not given away", namespace)
 	}
@@ -159,10 +166,11 @@ func (v *Verifier) checkPod(ctx context.Context, caller Caller) error {
 	if !member {
 		return refuse(codes.PermissionDenied, ReasonNotInMesh, "namespace %s is not part of the mesh", namespace)
 	}
-	pod, err := v.pod(ctx, caller.Pod)
-	if err != nil {
-		return refuse(codes.Unavailable, ReasonPodLookup, "look up pod %s: %w", caller.Pod, err)
-	}
+	return nil
+}
+
+// checkPod checks that a pod may have the caller's identity.
+func checkPod(pod *corev1.Pod, caller Caller) error {
 	switch {
 	case pod == nil:
 		return refuse(codes.PermissionDenied, ReasonPodUnknown, "there is no pod %s", caller.Pod)
@@ -172,8 +180,9 @@ func (v *Verifier) checkPod(ctx context.Context, caller Caller) error {
 		return refuse(codes.PermissionDenied, ReasonPodNotInjected, "pod %s has no sidecar of the mesh", caller.Pod)
 	case ended(pod, time.Now()):
 		return refuse(codes.PermissionDenied, ReasonPodEnded, "pod %s has ended", caller.Pod)
+	default:
+		return nil
 	}
-	return nil
 }
 
 // pod returns the pod of that name and uid, or nil.
@@ -193,7 +202,7 @@ func (v *Verifier) pod(ctx context.Context, id mesh.ProxyID) (*corev1.Pod, error
 			return pod, nil
 		}
 	}
-	return nil, nil //nolint:nilnil // no pod and no error is what it says
+	return nil, nil
 }
 
 func identityOf(pod *corev1.Pod) mesh.Identity {

@@ -26,7 +26,7 @@ const (
 	// WebhookSecret holds the CA of the webhooks, in the system namespace: ca.crt
 	// and ca.key. Certificates after the first one in ca.crt are trusted too, so
 	// that a rotation can announce the next before it signs.
-	WebhookSecret = "outrigger-webhook-ca" //nolint:gosec // a name
+	WebhookSecret = "outrigger-webhook-ca"
 	webhookCAName = "Outrigger webhook CA"
 	// syncEvery is how often caBundle is looked at.
 	syncEvery = time.Minute
@@ -122,11 +122,11 @@ func (w *Webhook) Sync(ctx context.Context) ([]string, error) {
 	}
 	ca, key, err := parsePair(secret.Data, keyRoot, keyRootKey)
 	if err != nil {
-		return nil, fmt.Errorf("Secret %s/%s is damaged; delete it to have a new one made: %w", secret.Namespace, secret.Name, err)
+		return nil, fmt.Errorf("read Secret %s/%s, which is made anew when it is deleted: %w", secret.Namespace, secret.Name, err)
 	}
 	trusted, err := parseCertificates(secret.Data[keyRoot])
 	if err != nil {
-		return nil, fmt.Errorf("Secret %s/%s is damaged; delete it to have a new one made: %w", secret.Namespace, secret.Name, err)
+		return nil, fmt.Errorf("read Secret %s/%s, which is made anew when it is deleted: %w", secret.Namespace, secret.Name, err)
 	}
 	var changed []string
 	for _, c := range w.configurations() {

@@ -113,6 +113,15 @@ func reasonOf(err error) string {
 	return "error"
 }
 
+// verbosity keeps refusals that anybody can cause at any rate out of the log;
+// they are counted all the same.
+func verbosity(reason, cheap string) int {
+	if reason == cheap {
+		return 1
+	}
+	return 0
+}
+
 // clientAddress returns the address of the peer, or the zero address.
 func clientAddress(ctx context.Context) netip.Addr {
 	p, ok := peer.FromContext(ctx)

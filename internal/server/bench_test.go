@@ -8,10 +8,9 @@ import (
 	"sync"
 	"testing"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/xds"

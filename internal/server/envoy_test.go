@@ -43,7 +43,7 @@ func startEnvoy(t *testing.T, ca *testCA, pod mesh.Workload) *realEnvoy {
 	t.Helper()
 	binary, err := envoybin.EnvoyBinary(t.Context())
 	must(t, err)
-	dir, err := os.MkdirTemp("", "envoy") // short: it holds sockets
+	dir, err := os.MkdirTemp("", "envoy") //nolint:usetesting // its path must be short: it holds sockets
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	files := bootstrap.FilesIn(dir)

@@ -64,7 +64,8 @@ type Config struct {
 	// take the server down.
 	StreamRate rate.Limit
 	// SignRate is how many certificates one address may ask for in a second, and
-	// SignBurst how many at once; zero is 1 and 10.
+	// SignBurst how many at once; zero is 5 and 50. All pods of a node may share an
+	// address.
 	SignRate  rate.Limit
 	SignBurst int
 	// WarmTime is how long listeners and routes wait for clusters to be
@@ -80,8 +81,8 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.StreamRate = cmp.Or(c.StreamRate, 200)
-	c.SignRate = cmp.Or(c.SignRate, 1)
-	c.SignBurst = cmp.Or(c.SignBurst, 10)
+	c.SignRate = cmp.Or(c.SignRate, 5)
+	c.SignBurst = cmp.Or(c.SignBurst, 50)
 	c.WarmTime = cmp.Or(c.WarmTime, 2*time.Second)
 	c.ConnectionAge = cmp.Or(c.ConnectionAge, 30*time.Minute)
 	c.StopTime = cmp.Or(c.StopTime, 5*time.Second)
@@ -148,7 +149,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 // What a connection may use. A reconnecting proxy names every resource that it
 // has, which is about 100 bytes for each service and type.
 const (
-	maxMessage = 8 << 20
+	maxMessage = 4 << 20
 	maxHeaders = 16 << 10 // a token is about 1 kB
 	maxStreams = 16       // an Envoy opens one, an agent one
 )

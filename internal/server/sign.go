@@ -46,7 +46,7 @@ func (s *Server) Sign(ctx context.Context, request *signing.SignRequest) (*signi
 		outcome = "failed"
 	}
 	s.metrics.signed.WithLabelValues(outcome, refusal.Reason).Inc()
-	s.cfg.Log.Info("certificate refused", "address", clientAddress(ctx).String(), "reason", refusal.Reason, "error", refusal.Err.Error())
+	s.cfg.Log.V(verbosity(refusal.Reason, reasonRate)).Info("certificate refused", "address", clientAddress(ctx).String(), "reason", refusal.Reason, "error", refusal.Err.Error())
 	return nil, refusal
 }
 

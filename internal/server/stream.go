@@ -56,7 +56,7 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 	first, p, end, err := s.open(rpc.Context(), requests, failed)
 	if err != nil {
 		s.metrics.refused.WithLabelValues(reasonOf(err)).Inc()
-		s.cfg.Log.Info("xDS stream refused", "address", clientAddress(rpc.Context()).String(), "reason", reasonOf(err), "error", err.Error())
+		s.cfg.Log.V(verbosity(reasonOf(err), reasonNoCertificate)).Info("xDS stream refused", "address", clientAddress(rpc.Context()).String(), "reason", reasonOf(err), "error", err.Error())
 		return err
 	}
 	defer s.leave(p)
@@ -280,7 +280,7 @@ func (s *stream) bring(f *feed, target *xds.Set, published time.Time) error {
 	}
 	f.begun, f.known = true, nil
 	// A first answer that says that there is nothing lets Envoy go on starting.
-	if len(resources)+len(removed) == 0 && !(first && f.wildcard()) {
+	if len(resources)+len(removed) == 0 && (!first || !f.wildcard()) {
 		return nil
 	}
 	return s.respond(f, resources, removed, published)
