@@ -129,11 +129,16 @@ func (c *Cluster) CLI(ctx context.Context, args ...string) (string, error) {
 // Install installs the mesh with the images of the cluster and waits until it is
 // ready. Values are written as for --set.
 func (c *Cluster) Install(ctx context.Context, values ...string) (string, error) {
-	args := []string{"install", "--set", "image.prefix=" + c.prefix, "--set", "image.tag=" + c.tag}
+	args := append([]string{"install"}, c.ImageFlags()...)
 	for _, value := range values {
 		args = append(args, "--set", value)
 	}
 	return c.CLI(ctx, args...)
+}
+
+// ImageFlags are the flags of the outrigger command that name the cluster's images.
+func (c *Cluster) ImageFlags() []string {
+	return []string{"--set", "image.prefix=" + c.prefix, "--set", "image.tag=" + c.tag}
 }
 
 // Step tells what was done and how long it took.

@@ -1,0 +1,322 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/e2e/harness"
+)
+
+// Namespaces of tests, by what they say of the mesh.
+var (
+	inMesh      = map[string]string{"outrigger.dev/inject": "enabled"}
+	whoAsks     = map[string]string{"outrigger.dev/inject": "disabled"}
+	outsideMesh map[string]string
+)
+
+// namespace makes a namespace of the test's own and returns its name. It is
+// removed when the test has ended; if the test failed, its state is told first.
+func namespace(t *testing.T, suffix string, labels map[string]string) string {
+	t.Helper()
+	name := prefix + strings.ToLower(strings.TrimPrefix(strings.ReplaceAll(t.Name(), "/", "-"), "Test"))
+	name = strings.Trim(name[:min(len(name), 62-len(suffix))], "-") + "-" + suffix
+	ns := &corev1.Namespace{}
+	ns.Name, ns.Labels = name, maps.Clone(labels)
+	if err := cluster.Client.Create(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		if t.Failed() {
+			t.Log(cluster.Report(ctx, name))
+		}
+		if err := client.IgnoreNotFound(cluster.Client.Delete(ctx, ns)); err != nil {
+			t.Error(err)
+		}
+	})
+	// Kubernetes makes it a moment later, and refuses pods until then.
+	eventually(t, func(ctx context.Context) error {
+		return cluster.Client.Get(ctx, client.ObjectKey{Namespace: name, Name: "default"}, &corev1.ServiceAccount{})
+	})
+	return name
+}
+
+// annotate changes an annotation of a namespace.
+func annotate(t *testing.T, namespace, key, value string) {
+	t.Helper()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{key: value}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := &corev1.Namespace{}
+	ns.Name = namespace
+	if err := cluster.Client.Patch(t.Context(), ns, client.RawPatch("application/merge-patch+json", patch)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An app is a pod with one container, its service account of the same name, and
+// a Service where it has ports.
+type app struct {
+	name        string
+	image       string   // bookstore where empty
+	args        []string // of the image's program
+	ports       map[string]int32
+	account     string // the name where empty
+	labels      map[string]string
+	annotations map[string]string
+	change      func(*corev1.PodSpec)
+}
+
+// A caller is a pod from which tests call others.
+func caller(name string) app { return app{name: name, image: "client"} }
+
+// An httpEcho is a server that answers with what it was asked, at port 8080 under
+// a name that declares HTTP.
+func httpEcho(name string) app {
+	return app{
+		name: name, args: []string{"http-echo", "--drain=0s", "--identity=" + name},
+		ports: map[string]int32{"http": 8080},
+	}
+}
+
+// A banner is a server that speaks first, at port 9000 under a name that declares TCP.
+func banner(name string) app {
+	return app{
+		name: name, args: []string{"tcp-echo", "--drain=0s", "--banner=" + bannerText},
+		ports: map[string]int32{"tcp": 9000},
+	}
+}
+
+const bannerText = "220 who are you"
+
+// podIn returns the pod, not created yet.
+func (a app) podIn(namespace string) *corev1.Pod {
+	image := a.image
+	if image == "" {
+		image = "bookstore"
+	}
+	pod := &corev1.Pod{}
+	pod.Namespace, pod.Name, pod.Annotations = namespace, a.name, maps.Clone(a.annotations)
+	pod.Labels = map[string]string{"app": a.name}
+	maps.Copy(pod.Labels, a.labels)
+	pod.Spec = corev1.PodSpec{
+		ServiceAccountName:            a.serviceAccount(),
+		TerminationGracePeriodSeconds: new(int64(3)),
+		Containers: []corev1.Container{{
+			Name: a.name, Image: cluster.Image(image), ImagePullPolicy: corev1.PullIfNotPresent, Args: a.args,
+		}},
+	}
+	container := &pod.Spec.Containers[0]
+	if image == "client" && a.args != nil {
+		container.Command = []string{"/bookstore"}
+	}
+	for name, port := range a.ports {
+		container.Ports = append(container.Ports, corev1.ContainerPort{Name: name, ContainerPort: port})
+		container.ReadinessProbe = &corev1.Probe{
+			PeriodSeconds: 1,
+			ProbeHandler:  corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(port)}},
+		}
+	}
+	if a.change != nil {
+		a.change(&pod.Spec)
+	}
+	return pod
+}
+
+func (a app) serviceAccount() string {
+	if a.account != "" {
+		return a.account
+	}
+	return a.name
+}
+
+// create creates the app without waiting for it.
+func (a app) create(t *testing.T, namespace string) *corev1.Pod {
+	t.Helper()
+	account := &corev1.ServiceAccount{}
+	account.Namespace, account.Name = namespace, a.serviceAccount()
+	if err := cluster.Client.Create(t.Context(), account); client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
+	if len(a.ports) > 0 {
+		service := &corev1.Service{}
+		service.Namespace, service.Name = namespace, a.name
+		service.Spec.Selector = map[string]string{"app": a.name}
+		for name, port := range a.ports {
+			service.Spec.Ports = append(service.Spec.Ports, corev1.ServicePort{Name: name, Port: port})
+		}
+		if err := cluster.Client.Create(t.Context(), service); client.IgnoreAlreadyExists(err) != nil {
+			t.Fatal(err)
+		}
+	}
+	pod := a.podIn(namespace)
+	if err := cluster.Client.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	return pod
+}
+
+// run creates the app and waits until it is ready.
+func (a app) run(t *testing.T, namespace string) corev1.Pod {
+	t.Helper()
+	a.create(t, namespace)
+	return ready(t, namespace, "app="+a.name)
+}
+
+// all creates apps at the same time and waits until all are ready.
+func all(t *testing.T, namespace string, apps ...app) []corev1.Pod {
+	t.Helper()
+	for _, a := range apps {
+		a.create(t, namespace)
+	}
+	pods := make([]corev1.Pod, len(apps))
+	for i, a := range apps {
+		pods[i] = ready(t, namespace, "app="+a.name)
+	}
+	return pods
+}
+
+// ready waits for the one pod that a selector matches.
+func ready(t *testing.T, namespace, selector string) corev1.Pod {
+	t.Helper()
+	pods, err := cluster.Ready(t.Context(), namespace, selector, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pods[0]
+}
+
+// apply creates or changes objects.
+func apply(t *testing.T, text string, args ...any) {
+	t.Helper()
+	if err := cluster.Apply(t.Context(), fmt.Sprintf(text, args...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually waits until check returns nil.
+func eventually(t *testing.T, check func(context.Context) error) {
+	t.Helper()
+	if err := harness.Eventually(t.Context(), patience, check); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// answers waits until a call is answered with a status, which it may not be at
+// first because the proxies hear of a change a little later; 0 is no answer.
+func answers(t *testing.T, from corev1.Pod, url string, status int, flags ...string) harness.Answer {
+	t.Helper()
+	var answer harness.Answer
+	eventually(t, func(ctx context.Context) error {
+		var err error
+		if answer, err = cluster.Call(ctx, from, url, flags...); err != nil {
+			return err
+		}
+		return answer.Want(status)
+	})
+	return answer
+}
+
+// answersNow is like answers, at the first try.
+func answersNow(t *testing.T, from corev1.Pod, url string, status int, flags ...string) harness.Answer {
+	t.Helper()
+	answer, err := cluster.Call(t.Context(), from, url, flags...)
+	if err == nil {
+		err = answer.Want(status)
+	}
+	if err != nil {
+		t.Errorf("call of %s: %v", url, err)
+	}
+	return answer
+}
+
+// closed checks that a connection brings nothing, not even a server's first word.
+func closed(t *testing.T, from corev1.Pod, address string, flags ...string) {
+	t.Helper()
+	received, end, err := cluster.Connect(t.Context(), from, address, flags...)
+	if err != nil || received != "" {
+		t.Errorf("connection of %s/%s to %s: received %q (%s, %v); want nothing", from.Namespace, from.Name, address, received, end, err)
+	}
+}
+
+// opens waits until a connection brings the wanted text.
+func opens(t *testing.T, from corev1.Pod, address, want string, flags ...string) {
+	t.Helper()
+	eventually(t, func(ctx context.Context) error {
+		received, end, err := cluster.Connect(ctx, from, address, append(flags, "--expect", want)...)
+		if err == nil && !strings.Contains(received, want) {
+			err = fmt.Errorf("received %q (%s); want %q", received, end, want)
+		}
+		return err
+	})
+}
+
+// isInjected reports whether a pod has the init container and the native sidecar,
+// first.
+func isInjected(pod *corev1.Pod) bool {
+	init := pod.Spec.InitContainers
+	return len(init) >= 2 && init[0].Name == "outrigger-init" && init[1].Name == "outrigger-proxy" &&
+		init[1].RestartPolicy != nil && *init[1].RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// service returns the DNS name of a Service.
+func service(namespace, name string) string { return name + "." + namespace + ".svc.cluster.local" }
+
+// echoURL returns where an httpEcho is asked for a path.
+func echoURL(namespace, name, path string) string {
+	return "http://" + service(namespace, name) + ":8080" + path
+}
+
+// allow lets service accounts ("namespace/name") make all requests to an app.
+func allow(t *testing.T, namespace, destination string, sources ...string) {
+	t.Helper()
+	apply(t, `
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: HTTPRouteGroup
+metadata: {namespace: %[1]s, name: everything}
+spec:
+  matches: [{name: everything}]
+---
+%[2]s`, namespace, target(namespace, destination, "HTTPRouteGroup/everything/everything", sources...))
+}
+
+// target returns a TrafficTarget. A rule is KIND/NAME, with /MATCH,MATCH for an
+// HTTPRouteGroup.
+func target(namespace, destination, rule string, sources ...string) string {
+	parts := strings.Split(rule, "/")
+	matches := ""
+	if len(parts) == 3 {
+		matches = ", matches: [" + parts[2] + "]"
+	}
+	text := fmt.Sprintf(`apiVersion: access.smi-spec.io/v1alpha3
+kind: TrafficTarget
+metadata: {namespace: %s, name: %s-%s}
+spec:
+  destination: {kind: ServiceAccount, name: %s, namespace: %s}
+  rules: [{kind: %s, name: %s%s}]
+  sources:
+`, namespace, destination, parts[1], destination, namespace, parts[0], parts[1], matches)
+	for _, source := range sources {
+		ns, name, _ := strings.Cut(source, "/")
+		text += fmt.Sprintf("  - {kind: ServiceAccount, name: %s, namespace: %s}\n", name, ns)
+	}
+	return text
+}
+
+// dryRun asks the API server what would become of a pod.
+func dryRun(t *testing.T, pod *corev1.Pod) (*corev1.Pod, error) {
+	t.Helper()
+	return cluster.Set.CoreV1().Pods(pod.Namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+}
