@@ -61,4 +61,3 @@ func FuzzInject(f *testing.F) {
 		}
 	})
 }
-

@@ -60,8 +60,13 @@ type Resources struct {
 func (s Settings) Validate() error {
 	var errs []error
 	for _, field := range []struct{ name, value string }{
-		{"Mesh", s.Mesh}, {"TrustDomain", s.TrustDomain}, {"ControlPlane", s.ControlPlane}, {"ControlPlaneID", s.ControlPlaneID},
-		{"SystemNamespace", s.SystemNamespace}, {"InitImage", s.InitImage}, {"ProxyImage", s.ProxyImage},
+		{"Mesh", s.Mesh},
+		{"TrustDomain", s.TrustDomain},
+		{"ControlPlane", s.ControlPlane},
+		{"ControlPlaneID", s.ControlPlaneID},
+		{"SystemNamespace", s.SystemNamespace},
+		{"InitImage", s.InitImage},
+		{"ProxyImage", s.ProxyImage},
 	} {
 		if field.value == "" {
 			errs = append(errs, fmt.Errorf("%s: must not be empty", field.name))

@@ -325,10 +325,17 @@ func (w *world) testOutage(t *testing.T) {
 		namespace, pod string
 		blocked        bool
 	}{
-		{"enabled", "silent", true}, {"enabled", "label-disabled", false}, {"enabled", "host-network", false},
-		{"disabled", "silent", false}, {"disabled", "label-enabled", true}, {"osm", "silent", true},
-		{"osm-enabled", "osm-disabled", false}, {"plain", "label-enabled", false}, {"ignored", "silent", false},
-		{"kube-system", "label-enabled", false}, {"enabled", "mirror", false},
+		{"enabled", "silent", true},
+		{"enabled", "label-disabled", false},
+		{"enabled", "host-network", false},
+		{"disabled", "silent", false},
+		{"disabled", "label-enabled", true},
+		{"osm", "silent", true},
+		{"osm-enabled", "osm-disabled", false},
+		{"plain", "label-enabled", false},
+		{"ignored", "silent", false},
+		{"kube-system", "label-enabled", false},
+		{"enabled", "mirror", false},
 	} {
 		if _, err := w.tryCreate(t.Context(), fixed.namespace, realPods()[fixed.pod]); (err != nil) != fixed.blocked {
 			t.Errorf("namespace %s, pod %s: error %v, blocked should be %v", fixed.namespace, fixed.pod, err, fixed.blocked)

@@ -49,7 +49,7 @@ func addToLoopback(addr netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("open an IPv6 socket: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	request := struct { // struct in6_ifreq of linux/ipv6.h
 		addr   [16]byte
 		length uint32

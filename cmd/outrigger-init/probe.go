@@ -97,7 +97,7 @@ func (p prober) try(ctx context.Context, listener *net.TCPListener, target netip
 	if err != nil {
 		return fmt.Errorf("the rules were written, but a probe connection reached %s instead of %s: %w", target, listener.Addr(), err)
 	}
-	defer accepted.Close()
+	defer func() { _ = accepted.Close() }()
 	meant, err := originalDestination(accepted, p.family)
 	if err != nil {
 		return fmt.Errorf("ask where the probe connection was meant to go: %w; load the module nf_conntrack on the node", err)

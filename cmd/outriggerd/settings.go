@@ -42,8 +42,10 @@ func (c config) injector() (injector.Settings, error) {
 		flag, text string
 		into       *resource.Quantity
 	}{
-		{"proxy-cpu", c.proxy.cpu, &s.Resources.CPU}, {"proxy-memory", c.proxy.memory, &s.Resources.Memory},
-		{"proxy-cpu-limit", c.proxy.cpuLimit, &s.Resources.CPULimit}, {"proxy-memory-limit", c.proxy.memoryLimit, &s.Resources.MemoryLimit},
+		{"proxy-cpu", c.proxy.cpu, &s.Resources.CPU},
+		{"proxy-memory", c.proxy.memory, &s.Resources.Memory},
+		{"proxy-cpu-limit", c.proxy.cpuLimit, &s.Resources.CPULimit},
+		{"proxy-memory-limit", c.proxy.memoryLimit, &s.Resources.MemoryLimit},
 	} {
 		if quantity.text == "" {
 			continue

@@ -10,6 +10,7 @@ import (
 // A Family is a version of the Internet Protocol; each has tables of its own.
 type Family uint8
 
+// The families.
 const (
 	IPv4 Family = iota
 	IPv6
