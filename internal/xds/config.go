@@ -44,11 +44,6 @@ func cidr(p netip.Prefix) *corev3.CidrRange {
 	return &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))}
 }
 
-// extension is a typed extension by its well-known name.
-func (e *encoder) extension(name string, m proto.Message) *corev3.TypedExtensionConfig {
-	return &corev3.TypedExtensionConfig{Name: name, TypedConfig: e.any(m)}
-}
-
 func (e *encoder) transportSocket(name string, m proto.Message) *corev3.TransportSocket {
 	return &corev3.TransportSocket{Name: name, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: e.any(m)}}
 }

@@ -323,14 +323,14 @@ func TestInboundTCP(t *testing.T) {
 				}
 			}
 			if (err == nil) != want {
-				return fmt.Errorf("%s connects: %v, want it to work: %v", as, err, want)
+				return fmt.Errorf("%s connects: got %w, want it to work: %v", as, err, want)
 			}
 			return nil
 		})
 	}
 	apply(t, s.envoy, s.view(shut))
 	mayConnect(buyer, false)
-	before, _ := s.envoy.Get("/stats?filter=listener_manager.listener_(modified|in_place_updated|added)")
+	before, _ := s.envoy.Get(t.Context(), "/stats?filter=listener_manager.listener_(modified|in_place_updated|added)")
 	apply(t, s.envoy, s.view(open))
 	mayConnect(buyer, true)
 	mayConnect(thief, false)
@@ -349,7 +349,7 @@ func TestInboundTCP(t *testing.T) {
 	if got, err := line(kept); got != "still there" {
 		t.Errorf("the open connection got %q, %v; a policy change cuts none", got, err)
 	}
-	if after, _ := s.envoy.Get("/stats?filter=listener_manager.listener_(modified|in_place_updated|added)"); after != before {
+	if after, _ := s.envoy.Get(t.Context(), "/stats?filter=listener_manager.listener_(modified|in_place_updated|added)"); after != before {
 		t.Errorf("a grant changed a listener: before\n%safter\n%s", before, after)
 	}
 

@@ -139,7 +139,7 @@ func (s *shop) identity(t *testing.T) {
 	if got := do(t, s.http, "GET", "http://10.1.9.9:8080/"); !strings.HasPrefix(got.body, "outside HTTP/1.1 GET /") {
 		t.Errorf("an endpoint outside the mesh of a headless service: %d %s", got.code, got.body)
 	}
-	stats, err := s.caller.Get("/stats?filter=cluster.books/store_80.ssl")
+	stats, err := s.caller.Get(t.Context(), "/stats?filter=cluster.books/store_80.ssl")
 	if err != nil || !strings.Contains(stats, "ssl.curves.X25519MLKEM768") || !strings.Contains(stats, "ssl.versions.TLSv1.3") || strings.Contains(stats, "TLSv1.2") {
 		t.Errorf("key exchange and version: %v\n%s", err, stats)
 	}
@@ -248,7 +248,7 @@ func (s *shop) allowedAndRevoked(t *testing.T) {
 }
 
 func (s *shop) egress(t *testing.T) {
-	before, _ := s.caller.Get("/stats?filter=listener_manager.listener_(modified|in_place_updated)")
+	before, _ := s.caller.Get(t.Context(), "/stats?filter=listener_manager.listener_(modified|in_place_updated)")
 	open, err := s.client.Dial(t.Context(), "tcp", "10.1.9.10:2525")
 	if err != nil {
 		t.Fatal(err)
@@ -284,7 +284,7 @@ func (s *shop) egress(t *testing.T) {
 	if got, err := line(open); got != "still there" {
 		t.Errorf("the open connection got %q, %v", got, err)
 	}
-	if after, _ := s.caller.Get("/stats?filter=listener_manager.listener_(modified|in_place_updated)"); after != before {
+	if after, _ := s.caller.Get(t.Context(), "/stats?filter=listener_manager.listener_(modified|in_place_updated)"); after != before {
 		t.Errorf("the egress setting changed a listener: before\n%safter\n%s", before, after)
 	}
 }

@@ -24,7 +24,7 @@ const (
 	retryOn            = "connect-failure,refused-stream,retriable-headers"
 	retryAttempts      = 3
 	retryBackOff       = time.Millisecond
-	retryHostSelection = 5 // tries to find a host that was not used yet
+	retryHostSelection = 32 // picks until one was not tried yet; with five, the last of three was missed
 )
 
 // routes encodes the routes of a bundle. Shares of the bundle itself lead to the

@@ -14,6 +14,7 @@ import (
 // A Type is a kind of Envoy resource, in the order in which additions are sent.
 type Type int
 
+// The types that a proxy asks for.
 const (
 	Cluster Type = iota
 	Endpoints

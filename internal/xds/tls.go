@@ -24,7 +24,7 @@ const (
 // serverName is the SNI of calls to a service port. It tells mesh traffic from an
 // application's own TLS.
 func serverName(n mesh.PortName) string {
-	return fmt.Sprintf("%d.%s.%s%s", n.Port, n.ServiceName.Name, n.Namespace, serverNameSuffix)
+	return fmt.Sprintf("%d.%s.%s%s", n.Port, n.Name, n.Namespace, serverNameSuffix)
 }
 
 const serverNameSuffix = ".outrigger"

@@ -48,7 +48,7 @@ func Start(t testing.TB, p Pod) *Envoy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "envoy") // short: it holds sockets
+	dir, err := os.MkdirTemp("", "envoy") //nolint:usetesting // it holds sockets, whose paths must be short
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func Start(t testing.TB, p Pod) *Envoy {
 	must(t, os.WriteFile(files.Certificate, p.Certificate, 0o644))
 	must(t, os.WriteFile(files.Trust, []byte("{}"), 0o644))
 	socket := filepath.Join(dir, "ads.sock")
-	listener, err := net.Listen("unix", socket)
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
 	must(t, err)
 	must(t, os.Chmod(socket, 0o777))
 	must(t, os.WriteFile(files.Bootstrap, config(t, p), 0o644))
@@ -144,7 +144,7 @@ func (e *Envoy) Apply(t testing.TB, set *xds.Set) {
 			t.Fatal("Envoy ended")
 		default:
 		}
-		last = e.has(set)
+		last = e.has(t.Context(), set)
 		if errors.Is(last, errRefused) {
 			t.Fatal(last)
 		}
@@ -153,7 +153,7 @@ func (e *Envoy) Apply(t testing.TB, set *xds.Set) {
 }
 
 // has returns nil when Envoy runs the Set and nothing else.
-func (e *Envoy) has(set *xds.Set) error {
+func (e *Envoy) has(ctx context.Context, set *xds.Set) error {
 	nacks, quiet := e.ads.state()
 	if len(nacks) > 0 {
 		return fmt.Errorf("%w: %s", errRefused, strings.Join(nacks, "\n"))
@@ -161,7 +161,7 @@ func (e *Envoy) has(set *xds.Set) error {
 	if !quiet {
 		return errors.New("something was not asked for or not acknowledged yet")
 	}
-	text, err := e.Get("/config_dump")
+	text, err := e.Get(ctx, "/config_dump")
 	if err != nil {
 		return err
 	}
@@ -169,8 +169,12 @@ func (e *Envoy) has(set *xds.Set) error {
 }
 
 // Get asks Envoy's admin interface.
-func (e *Envoy) Get(path string) (string, error) {
-	r, err := e.admin.Get("http://envoy" + path)
+func (e *Envoy) Get(ctx context.Context, path string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
+	if err != nil {
+		return "", err
+	}
+	r, err := e.admin.Do(request)
 	if err != nil {
 		return "", err
 	}
