@@ -10,8 +10,11 @@ import (
 	"helm.sh/helm/v4/pkg/action"
 	"helm.sh/helm/v4/pkg/kube"
 	"helm.sh/helm/v4/pkg/storage/driver"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -101,6 +104,13 @@ func (i *installation) removeTrust(ctx context.Context, c client.Client) error {
 		}
 	}
 	i.step("trust roots: removed from %d namespace(s)", removed)
+	err := c.DeleteAllOf(ctx, &certificatesv1.ClusterTrustBundle{}, client.HasLabels{"outrigger.dev/trust"})
+	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+		return nil // the cluster has no such kind
+	}
+	if err != nil {
+		return fmt.Errorf("delete the mesh's ClusterTrustBundle: %w", err)
+	}
 	return nil
 }
 

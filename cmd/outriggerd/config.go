@@ -21,6 +21,7 @@ type config struct {
 	mesh, trustDomain, clusterDomain, osmMesh string
 	namespace                                 string
 	trafficPolicy, egress                     string
+	clusterTrustBundle                        string
 	serviceCIDRs                              prefixes
 
 	proxy    proxyConfig
@@ -63,6 +64,7 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.StringVar(&c.trafficPolicy, "traffic-policy", "permissive", "permissive or enforced, where a namespace does not say")
 	f.StringVar(&c.egress, "egress", "allow", "allow or deny, where a namespace does not say")
 	f.Var(&c.serviceCIDRs, "service-cidrs", "ranges of ClusterIPs (default: asked from the API server)")
+	f.StringVar(&c.clusterTrustBundle, "cluster-trust-bundle", "auto", "auto or never: whether pods get the roots as a ClusterTrustBundle where all nodes can")
 	f.DurationVar(&c.leaf, "workload-certificate-duration", 24*time.Hour, "how long a workload's certificate is valid")
 	f.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 
@@ -122,6 +124,7 @@ func (c config) validate() error {
 	name("cluster-domain", c.clusterDomain)
 	oneOf("traffic-policy", c.trafficPolicy, "permissive", "enforced")
 	oneOf("egress", c.egress, "allow", "deny")
+	oneOf("cluster-trust-bundle", c.clusterTrustBundle, "auto", "never")
 	oneOf("image-pull-policy", c.proxy.pullPolicy, "Always", "IfNotPresent", "Never")
 	if c.leaf < 10*time.Minute || c.leaf > 30*24*time.Hour {
 		errs = append(errs, fmt.Errorf("--workload-certificate-duration is %s; 10m to 720h are allowed", c.leaf))

@@ -44,11 +44,11 @@ func TestInjectorSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cfg.injector(); err == nil || !strings.Contains(err.Error(), `--proxy-cpu is "lots"`) {
+	if _, err := cfg.injector(""); err == nil || !strings.Contains(err.Error(), `--proxy-cpu is "lots"`) {
 		t.Errorf("a wrong quantity gives %v", err)
 	}
 	cfg.proxy.cpu = "20m"
-	settings, err := cfg.injector()
+	settings, err := cfg.injector("")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,6 +45,7 @@ type plane struct {
 	lookup controller.Lookup
 	issuer identity.Issuer
 	trust  identity.Trust
+	bundle string // name of the ClusterTrustBundle that pods mount; empty for the ConfigMap
 	xds    *server.Server
 	// ready are what must be fulfilled before this replica is sent anything.
 	ready []func() error
@@ -127,17 +128,37 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 	}
 	p.issuer = ca
 	p.trust = identity.Trust{Home: home, Issuer: ca}
+	if p.cfg.clusterTrustBundle == "auto" {
+		can, err := home.MountsClusterBundles(ctx)
+		if err != nil {
+			return fmt.Errorf("find out whether nodes mount ClusterTrustBundles: %w", err)
+		}
+		if can {
+			p.bundle = home.ClusterBundle()
+		}
+	}
 	return p.mgr.Add(&controller.TrustKeeper{
 		Cache: p.mgr.GetCache(), Members: p.lookup.Members, Log: p.log.WithName("trust"),
-		Sync: func(ctx context.Context, namespaces []string) ([]string, error) {
-			changes, err := p.trust.Sync(ctx, namespaces)
-			var told []string
-			for _, change := range changes {
-				told = append(told, change.Namespace+" "+string(change.Action))
-			}
-			return told, err
-		},
+		Sync: p.syncTrust,
 	})
+}
+
+// syncTrust makes the roots what they should be wherever pods find them, and says
+// what it changed.
+func (p *plane) syncTrust(ctx context.Context, namespaces []string) ([]string, error) {
+	changes, err := p.trust.Sync(ctx, namespaces)
+	var told []string
+	for _, change := range changes {
+		told = append(told, change.Namespace+" "+string(change.Action))
+	}
+	if p.bundle == "" {
+		return told, err
+	}
+	wrote, bundleErr := p.trust.SyncClusterBundle(ctx)
+	if wrote {
+		told = append(told, "ClusterTrustBundle "+p.bundle)
+	}
+	return told, errors.Join(err, bundleErr)
 }
 
 // wireServer serves xDS and signing.
@@ -176,7 +197,7 @@ func (p *plane) wireServer(ctx context.Context, restConfig *rest.Config) error {
 
 // wirePublisher follows the cluster, and tells users what cannot be honoured.
 func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
-	settings, err := p.cfg.injector()
+	settings, err := p.cfg.injector(p.bundle)
 	if err != nil {
 		return err
 	}

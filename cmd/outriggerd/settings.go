@@ -23,13 +23,14 @@ func (c config) identity() mesh.Identity {
 	return mesh.Identity{Namespace: c.namespace, ServiceAccount: "outriggerd"}
 }
 
-// injector returns what injected pods get.
-func (c config) injector() (injector.Settings, error) {
+// injector returns what injected pods get. The bundle is the ClusterTrustBundle
+// with the roots; empty for the ConfigMap.
+func (c config) injector(bundle string) (injector.Settings, error) {
 	s := injector.Settings{
 		Mesh: c.mesh, TrustDomain: c.trustDomain,
 		ControlPlane:    fmt.Sprintf("outriggerd.%s.svc.%s:15128", c.namespace, c.clusterDomain),
 		ControlPlaneID:  c.identity().URI(c.trustDomain),
-		SystemNamespace: c.namespace, OSMMesh: c.osmMesh,
+		SystemNamespace: c.namespace, OSMMesh: c.osmMesh, ClusterTrustBundle: bundle,
 		InitImage: c.proxy.initImage, ProxyImage: c.proxy.image, PullPolicy: corev1.PullPolicy(c.proxy.pullPolicy),
 		LogLevel: c.proxy.logLevel, Concurrency: c.proxy.concurrency,
 		Redirect: annotation.Redirect{

@@ -22,7 +22,7 @@ const webhookService = "outrigger-webhook"
 
 // wireWebhook serves admission.
 func (p *plane) wireWebhook(_ context.Context, _ *rest.Config) error {
-	settings, err := p.cfg.injector()
+	settings, err := p.cfg.injector(p.bundle)
 	if err != nil {
 		return err
 	}

@@ -78,13 +78,14 @@ func namespace(t *testing.T, name string, labels map[string]string) {
 }
 
 // grant applies the chart's own rules. Of its template they use the release's
-// namespace only, besides labels and a condition that holds by default.
+// namespace and the mesh's name only, which are the same here, besides labels and
+// conditions that hold by default.
 func grant(t *testing.T, namespace string) {
 	t.Helper()
 	text, err := os.ReadFile("../../manifests/templates/rbac.yaml")
 	must(t, err)
 	text = regexp.MustCompile(`(?m)^.*\{\{-.*$`).ReplaceAll(text, nil)
-	text = regexp.MustCompile(`\{\{ \.Release\.Namespace \}\}`).ReplaceAll(text, []byte(namespace))
+	text = regexp.MustCompile(`\{\{ \.(Release\.Namespace|Values\.meshName) \}\}`).ReplaceAll(text, []byte(namespace))
 	decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 1<<16)
 	for {
 		object := &unstructured.Unstructured{}
