@@ -47,6 +47,14 @@ var layers = map[string]layer{
 		pure: true, ours: []string{"internal/mesh"},
 		outside: []string{"github.com/envoyproxy/go-control-plane/", "google.golang.org/protobuf/"},
 	},
+	"internal/why": {
+		pure: true, ours: []string{"internal/mesh", "injector", "internal/annotation"},
+		outside: []string{"k8s.io/api/", "k8s.io/apimachinery/"},
+	},
+	"internal/manifest": {
+		pure: true, ours: []string{"internal/api", "internal/annotation", "internal/ingest", "injector"},
+		outside: []string{"k8s.io/api/", "k8s.io/apimachinery/"},
+	},
 	"webhook":          {ours: []string{"injector", "internal/annotation"}, outside: []string{"k8s.io/api/", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/", "github.com/go-logr/logr", "gomodules.xyz/jsonpatch/v2"}},
 	"internal/signing": {ours: []string{"internal/mesh"}, outside: []string{"google.golang.org/"}},
 	"internal/api":     {outside: []string{"k8s.io/apimachinery/"}},

@@ -87,6 +87,10 @@ func (s *Snapshot) View(id ProxyID) (View, bool) {
 	return View{Trust: s.trust, Inbound: s.inbound(w), Outbound: s.outbound(w.Identity)}, true
 }
 
+// Outbound returns where the calls of an identity may go, whether or not a
+// workload has it now.
+func (s *Snapshot) Outbound(caller Identity) *Outbound { return s.outbound(caller) }
+
 func (s *Snapshot) index() {
 	p := s.parts
 	s.namespaces = make(map[string]Namespace, len(p.Namespaces))
