@@ -6,7 +6,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
-// What a namespace says about policy. Both are annotations.
+// What a namespace says about policy. All are annotations.
 const (
 	// TrafficPolicy decides about calls to the namespace's pods that no grant
 	// speaks of: "permissive" allows them, "enforced" denies them.
@@ -14,6 +14,10 @@ const (
 	// Egress decides about calls of the namespace's pods to what is not in the
 	// mesh: "allow" or "deny".
 	Egress = "outrigger.dev/egress"
+	// MTLS decides about clients of the namespace's pods that speak no mutual TLS:
+	// "strict" refuses them, "permissive" lets them in where the traffic policy is
+	// permissive too, so that a namespace can join step by step.
+	MTLS = "outrigger.dev/mtls"
 )
 
 // NamespaceMode returns the mode of a namespace, which is the mesh's unless
@@ -48,4 +52,21 @@ func NamespaceEgress(annotations map[string]string, meshWide bool) (bool, error)
 		return false, nil
 	}
 	return false, &Error{Object: "namespace annotation", Key: Egress, Value: value, Allowed: "allow or deny"}
+}
+
+// NamespacePlainText reports whether the pods of a namespace let clients in that
+// speak no mutual TLS. They do not, unless [MTLS] says so. With the error it
+// returns false, which then holds.
+func NamespacePlainText(annotations map[string]string) (bool, error) {
+	value, ok := annotations[MTLS]
+	if !ok {
+		return false, nil
+	}
+	switch strings.ToLower(value) {
+	case "strict":
+		return false, nil
+	case "permissive":
+		return true, nil
+	}
+	return false, &Error{Object: "namespace annotation", Key: MTLS, Value: value, Allowed: "strict or permissive"}
 }

@@ -62,6 +62,33 @@ func TestNamespaceEgress(t *testing.T) {
 	}
 }
 
+func TestNamespacePlainText(t *testing.T) {
+	cases := map[string]struct {
+		reason string
+		value  string
+		want   bool
+		err    string
+	}{
+		"Strict":     {reason: "the default, said aloud", value: "strict"},
+		"Permissive": {reason: "a namespace may join step by step", value: "Permissive", want: true},
+		"Misspelt": {
+			reason: "a mistake is never more open", value: "off",
+			err: `namespace annotation outrigger.dev/mtls: "off" is not allowed; use strict or permissive`,
+		},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got, err := NamespacePlainText(map[string]string{MTLS: c.value})
+			if got != c.want || text(err) != c.err {
+				t.Errorf("%s: got %t, %q; want %t, %q", c.reason, got, text(err), c.want, c.err)
+			}
+		})
+	}
+	if got, err := NamespacePlainText(nil); got || err != nil {
+		t.Errorf("unsaid: got %t, %v; want strict", got, err)
+	}
+}
+
 func text(err error) string {
 	if err == nil {
 		return ""

@@ -20,7 +20,11 @@ func (b *builder) namespaces() {
 		if err != nil {
 			b.found.add(ref("v1", "Namespace", ns), BadAnnotation, "%v; egress is denied", err)
 		}
-		n := mesh.Namespace{Name: ns.Name, Mode: mode, AllowEgress: egress}
+		plainText, err := annotation.NamespacePlainText(ns.Annotations)
+		if err != nil {
+			b.found.add(ref("v1", "Namespace", ns), BadAnnotation, "%v; only mutual TLS is let in", err)
+		}
+		n := mesh.Namespace{Name: ns.Name, Mode: mode, AllowEgress: egress, PlainText: plainText}
 		b.inMesh[ns.Name] = n
 		b.parts.Namespaces = append(b.parts.Namespaces, n)
 	}

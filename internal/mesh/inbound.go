@@ -22,6 +22,7 @@ func (s *Snapshot) inbound(w *Workload) *Inbound {
 func (s *Snapshot) inboundPort(server Identity, p WorkloadPort) InboundPort {
 	out := InboundPort{Port: p.Port, Protocol: p.Protocol, Mode: s.mode(server.Namespace)}
 	if out.Mode == Permissive {
+		out.PlainText = s.namespaces[server.Namespace].PlainText
 		return out
 	}
 	rules := ruleSet{}

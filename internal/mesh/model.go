@@ -57,6 +57,9 @@ type Namespace struct {
 	// AllowEgress lets the workloads of this namespace reach what is outside
 	// the mesh.
 	AllowEgress bool `json:"allowEgress,omitempty"`
+	// PlainText lets clients in that speak no mTLS, while Mode is Permissive: they
+	// have no identity, so no grant can speak of them.
+	PlainText bool `json:"plainText,omitempty"`
 }
 
 // A Protocol is what a port speaks. The zero Protocol is found out connection

@@ -37,6 +37,8 @@ type InboundPort struct {
 	// Rules say which requests are allowed when the port speaks HTTP in enforced
 	// mode: a request is allowed if any rule covers it. No rule denies all.
 	Rules []Rule `json:"rules,omitempty"`
+	// PlainText also lets clients in that speak no mTLS.
+	PlainText bool `json:"plainText,omitempty"`
 	// Callers may connect when the port speaks TCP in enforced mode. Empty means
 	// nobody. Permissive mode lets everyone in who has the mesh's trust.
 	Callers []Identity `json:"callers,omitempty"`

@@ -90,11 +90,20 @@ func TestPolicyChangesNoListener(t *testing.T) {
 	roots := envoytest.NewCA(t).Bundle()
 	base := mustSet(t, xds.NewCache(), seal(t, bookstore(roots)))
 	cases := map[string]func(*mesh.View){
-		"egress":                       func(v *mesh.View) { v.Outbound.AllowEgress = true },
-		"an HTTP grant":                func(v *mesh.View) { v.Inbound.Ports[0].Rules = v.Inbound.Ports[0].Rules[:1] },
-		"the last HTTP grant":          func(v *mesh.View) { v.Inbound.Ports[0].Rules = nil },
-		"a TCP grant":                  func(v *mesh.View) { v.Inbound.Ports[5].Callers = v.Inbound.Ports[5].Callers[:1] },
-		"the last TCP grant":           func(v *mesh.View) { v.Inbound.Ports[5].Callers = nil },
+		"egress":              func(v *mesh.View) { v.Outbound.AllowEgress = true },
+		"an HTTP grant":       func(v *mesh.View) { v.Inbound.Ports[0].Rules = v.Inbound.Ports[0].Rules[:1] },
+		"the last HTTP grant": func(v *mesh.View) { v.Inbound.Ports[0].Rules = nil },
+		"a TCP grant":         func(v *mesh.View) { v.Inbound.Ports[5].Callers = v.Inbound.Ports[5].Callers[:1] },
+		"the last TCP grant":  func(v *mesh.View) { v.Inbound.Ports[5].Callers = nil },
+		"the mode": func(v *mesh.View) {
+			for i := range v.Inbound.Ports {
+				if p := &v.Inbound.Ports[i]; !p.PlainText && p.Mode == mesh.Permissive {
+					p.Mode = mesh.Enforced
+				} else if !p.PlainText {
+					p.Mode = mesh.Permissive
+				}
+			}
+		},
 		"the roots":                    func(v *mesh.View) { v.Trust.Bundle += envoytest.NewCA(t).Bundle() },
 		"a split":                      func(v *mesh.View) { v.Outbound.Bundles[4].Routes[2].Shares[0].Weight = 50 },
 		"who may serve":                func(v *mesh.View) { v.Outbound.Bundles[4].Identities = nil },

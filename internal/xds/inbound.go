@@ -22,7 +22,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
-// plainTimeout is how long a client of a permissive TCP port may stay silent
+// plainTimeout is how long a client of a TCP port that takes plain text may stay silent
 // before its connection counts as plain text where the server speaks first. It
 // is long enough for a late ClientHello.
 const plainTimeout = time.Second
@@ -49,9 +49,9 @@ type inboundPart struct {
 }
 
 // inbound encodes what a workload serves. The listener depends on the ports'
-// numbers, protocols and modes. Who may call is in routes for HTTP and in secrets
-// for TCP, which are there even where nobody may, so that a first or last grant
-// changes no listener.
+// numbers and protocols, and on whether they take plain text. Who may call is in
+// routes for HTTP and in secrets for TCP, which are there in every mode and even
+// where nobody may, so that no change of policy changes a listener.
 func (e *encoder) inbound(in inboundPart) {
 	e.part.Name = inboundName
 	l := e.captured(inboundName, bootstrap.InboundPort, in.dualStack)
@@ -62,7 +62,7 @@ func (e *encoder) inbound(in inboundPart) {
 			continue
 		}
 		served = append(served, isPort(p.Port))
-		if p.Mode == mesh.Permissive && !p.Protocol.IsHTTP() {
+		if p.PlainText && !p.Protocol.IsHTTP() {
 			l.ListenerFiltersTimeout = durationpb.New(plainTimeout)
 			l.ContinueOnListenerFiltersTimeout = true
 		}
@@ -70,10 +70,9 @@ func (e *encoder) inbound(in inboundPart) {
 		if p.Protocol != mesh.TCP {
 			e.inboundRoute(in.Inbound, p)
 		}
-		if p.Protocol.IsHTTP() || p.Mode == mesh.Permissive {
-			continue
+		if !p.Protocol.IsHTTP() {
+			e.validation(allowName(p), in.trust, mayConnect(in.TrustDomain, p))
 		}
-		e.validation(allowName(p), in.trust, exactNames(in.TrustDomain, p.Callers))
 	}
 	if len(served) > 0 {
 		l.ListenerFilters = append(l.ListenerFilters, e.tlsInspector(served))
@@ -124,21 +123,17 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 		}
 		chains = append(chains, out)
 	}
-	members := meshMembers(in.TrustDomain)
-	mayConnect := members
-	if p.Mode != mesh.Permissive {
-		mayConnect = onlyBySecret(allowName(p))
-	}
+	members, allowed := meshMembers(in.TrustDomain), onlyBySecret(allowName(p))
 	switch {
 	case p.Protocol.IsHTTP():
 		add("http", members, http, &listenerv3.FilterChainMatch{})
 	case p.Protocol == mesh.TCP:
-		add("tcp", mayConnect, tcp, &listenerv3.FilterChainMatch{})
+		add("tcp", allowed, tcp, &listenerv3.FilterChainMatch{})
 	default:
 		add("http", members, http, &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"h2", "http/1.1"}})
-		add("tcp", mayConnect, tcp, &listenerv3.FilterChainMatch{})
+		add("tcp", allowed, tcp, &listenerv3.FilterChainMatch{})
 	}
-	if p.Mode != mesh.Permissive {
+	if !p.PlainText {
 		return chains
 	}
 	if p.Protocol.IsHTTP() {
@@ -147,6 +142,14 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 	// The application's own TLS is opaque, and so is an undeclared port.
 	add("plain", nil, tcp, &listenerv3.FilterChainMatch{})
 	return chains
+}
+
+// mayConnect are the names that a TCP client may have.
+func mayConnect(trustDomain string, p mesh.InboundPort) []*tlsv3.SubjectAltNameMatcher {
+	if p.Mode == mesh.Permissive {
+		return anyName(trustDomain)
+	}
+	return exactNames(trustDomain, p.Callers)
 }
 
 func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort) *hcmv3.HttpConnectionManager {

@@ -14,7 +14,53 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/xds/envoytest"
 )
 
-func TestInboundPermissive(t *testing.T) {
+// TestInboundPermissiveIsStillMutualTLS holds that a permissive traffic policy
+// lets every identity of the mesh in, and nobody without one; and that leaving it
+// changes no listener.
+func TestInboundPermissiveIsStillMutualTLS(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	serveHTTP(t, s.host, ":8080", "http")
+	serveHTTP(t, s.host, ":8081", "auto")
+	serveBanner(t, s.host, ":3306", "tcp first")
+	ports := func(mode mesh.Mode) mesh.View {
+		return s.view(mesh.InboundPort{Port: 3306, Protocol: mesh.TCP, Mode: mode}, mesh.InboundPort{Port: 8080, Protocol: mesh.HTTP, Mode: mode}, mesh.InboundPort{Port: 8081, Mode: mode})
+	}
+	apply(t, s.envoy, ports(mesh.Permissive))
+	for port, want := range map[int]string{8080: "http HTTP/1.1", 8081: "auto HTTP/1.1"} {
+		if got := do(t, s.client(t, thief, port), "GET", "https://store/"); !strings.HasPrefix(got.body, want) {
+			t.Errorf("a member at port %d: %d %s", port, got.code, got.body)
+		}
+	}
+	c, err := s.dial(t.Context(), t, thief, 3306)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := line(c); got != "tcp first" {
+		t.Errorf("a member at port 3306: %q, %v", got, err)
+	}
+	for _, address := range []string{"10.1.0.2:8080", "10.1.0.2:8081", "10.1.0.2:3306"} {
+		c, err := s.peer.Dial(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: store\r\n\r\n")
+		if got, err := line(c); err == nil || got != "" {
+			t.Errorf("plain text at %s was answered %q", address, got)
+		}
+	}
+	const changes = "/stats?filter=listener_manager.listener_(modified|in_place_updated|added)"
+	before, _ := s.envoy.Get(t.Context(), changes)
+	apply(t, s.envoy, ports(mesh.Enforced))
+	if got := do(t, s.client(t, thief, 8080), "GET", "https://store/"); got.code != http.StatusForbidden {
+		t.Errorf("enforced: %d", got.code)
+	}
+	if after, _ := s.envoy.Get(t.Context(), changes); after != before {
+		t.Errorf("the mode changed a listener: before\n%safter\n%s", before, after)
+	}
+}
+
+func TestInboundPlainText(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	serveHTTP(t, s.host, ":8080", "http")
@@ -23,7 +69,7 @@ func TestInboundPermissive(t *testing.T) {
 	serveBanner(t, s.host, ":3306", "tcp first")
 	serveTLS(t, s, ":8443")
 	permissive := func(port uint16, p mesh.Protocol) mesh.InboundPort {
-		return mesh.InboundPort{Port: port, Protocol: p, Mode: mesh.Permissive}
+		return mesh.InboundPort{Port: port, Protocol: p, Mode: mesh.Permissive, PlainText: true}
 	}
 	apply(t, s.envoy, s.view(permissive(3306, mesh.TCP), permissive(8080, mesh.HTTP), permissive(8081, mesh.Auto), permissive(8082, mesh.Auto), permissive(8443, mesh.HTTP)))
 	plain := &http.Client{Transport: &http.Transport{DialContext: s.peer.Dial}}

@@ -83,10 +83,15 @@ func (e *encoder) serverTLS(c *tlsv3.CommonTlsContext) *corev3.TransportSocket {
 // meshMembers lets in every identity of the trust domain.
 func meshMembers(trustDomain string) *tlsv3.CommonTlsContext {
 	c := mutualTLS()
-	c.ValidationContextType = trusting([]*tlsv3.SubjectAltNameMatcher{uriName(&matcherv3.StringMatcher{
-		MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "spiffe://" + trustDomain + "/ns/"},
-	})})
+	c.ValidationContextType = trusting(anyName(trustDomain))
 	return c
+}
+
+// anyName is every identity of the trust domain.
+func anyName(trustDomain string) []*tlsv3.SubjectAltNameMatcher {
+	return []*tlsv3.SubjectAltNameMatcher{uriName(&matcherv3.StringMatcher{
+		MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "spiffe://" + trustDomain + "/ns/"},
+	})}
 }
 
 // onlyBySecret lets in those that a secret names, which can change without a new
