@@ -129,18 +129,27 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 	p.issuer = ca
 	p.trust = identity.Trust{Home: home, Issuer: ca}
 	if p.cfg.clusterTrustBundle == "auto" {
-		can, err := home.MountsClusterBundles(ctx)
-		if err != nil {
-			return fmt.Errorf("find out whether nodes mount ClusterTrustBundles: %w", err)
-		}
-		if can {
-			p.bundle = home.ClusterBundle()
+		if p.bundle, err = p.clusterBundle(ctx, home); err != nil {
+			p.log.Info("pods get the roots from ConfigMaps", "reason", err.Error())
 		}
 	}
 	return p.mgr.Add(&controller.TrustKeeper{
 		Cache: p.mgr.GetCache(), Members: p.lookup.Members, Log: p.log.WithName("trust"),
 		Sync: p.syncTrust,
 	})
+}
+
+// clusterBundle writes the mesh's ClusterTrustBundle before any pod asks for it,
+// and returns its name; empty where nodes do not mount it.
+func (p *plane) clusterBundle(ctx context.Context, home identity.Home) (string, error) {
+	can, err := home.MountsClusterBundles(ctx)
+	if err != nil || !can {
+		return "", err
+	}
+	if _, err := p.trust.SyncClusterBundle(ctx); err != nil {
+		return "", err
+	}
+	return home.ClusterBundle(), nil
 }
 
 // syncTrust makes the roots what they should be wherever pods find them, and says

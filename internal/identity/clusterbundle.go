@@ -75,6 +75,9 @@ func (t Trust) SyncClusterBundle(ctx context.Context) (bool, error) {
 		found.Spec.TrustBundle = want.Spec.TrustBundle
 		err = t.Home.Client.Update(ctx, found)
 	}
+	if apierrors.IsAlreadyExists(err) {
+		return false, nil // another replica starts too; it is looked at again
+	}
 	if err != nil {
 		return false, fmt.Errorf("keep ClusterTrustBundle %s: %w", want.Name, err)
 	}
