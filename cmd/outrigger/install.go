@@ -12,6 +12,7 @@ import (
 	"helm.sh/helm/v4/pkg/cli/values"
 	"helm.sh/helm/v4/pkg/kube"
 	"helm.sh/helm/v4/pkg/storage/driver"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/version"
@@ -24,9 +25,9 @@ import (
 // being asked to.
 const oldest = "1.29.0"
 
-// crdOwner marks the CRDs that this command brought, so that uninstall leaves
-// those of somebody else alone.
-const crdOwner = "app.kubernetes.io/managed-by"
+// madeBy marks the CRDs and the namespace that this command made, so that
+// uninstall leaves those of somebody else alone.
+const madeBy = "app.kubernetes.io/managed-by"
 
 // installation is what install and uninstall share.
 type installation struct {
@@ -115,6 +116,9 @@ func (i *installation) install(ctx context.Context, vals map[string]any) error {
 	if err := i.applyCRDs(ctx, c); err != nil {
 		return err
 	}
+	if err := i.makeNamespace(ctx, c); err != nil {
+		return err
+	}
 	if err := i.release(ctx, vals); err != nil {
 		return err
 	}
@@ -164,7 +168,7 @@ func (i *installation) applyCRDs(ctx context.Context, c client.Client) error {
 		return err
 	}
 	for _, crd := range crds {
-		crd.Labels = map[string]string{crdOwner: releaseName}
+		crd.Labels = map[string]string{madeBy: releaseName}
 		err := c.Create(ctx, crd)
 		if apierrors.IsAlreadyExists(err) {
 			err = i.updateCRD(ctx, c, crd.DeepCopy())
@@ -174,6 +178,16 @@ func (i *installation) applyCRDs(ctx context.Context, c client.Client) error {
 		if err != nil {
 			return fmt.Errorf("apply CRD %s: %w", crd.Name, err)
 		}
+	}
+	return nil
+}
+
+// makeNamespace makes the system namespace where there is none.
+func (i *installation) makeNamespace(ctx context.Context, c client.Client) error {
+	namespace := &corev1.Namespace{}
+	namespace.Name, namespace.Labels = i.namespace, map[string]string{madeBy: releaseName}
+	if err := c.Create(ctx, namespace); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create namespace %s: %w", i.namespace, err)
 	}
 	return nil
 }
@@ -193,7 +207,7 @@ func (i *installation) release(ctx context.Context, vals map[string]any) error {
 	_, err = cfg.Releases.Last(releaseName)
 	if errors.Is(err, driver.ErrReleaseNotFound) {
 		install := action.NewInstall(cfg)
-		install.ReleaseName, install.Namespace, install.CreateNamespace = releaseName, i.namespace, true
+		install.ReleaseName, install.Namespace = releaseName, i.namespace
 		install.WaitStrategy, install.Timeout, install.SkipCRDs = kube.StatusWatcherStrategy, i.timeout, true
 		_, err = install.RunWithContext(ctx, chrt, vals)
 	} else if err == nil {

@@ -11,16 +11,20 @@ import (
 	"helm.sh/helm/v4/pkg/kube"
 	"helm.sh/helm/v4/pkg/storage/driver"
 	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/internal/api"
 )
 
 func newUninstallCommand() *cobra.Command {
@@ -32,7 +36,8 @@ func newUninstallCommand() *cobra.Command {
 		Long: `Uninstall removes the control plane, its webhooks, its CA and the trust roots in
 the mesh's namespaces. Pods keep their proxies until they are restarted. Kinds that
 install brought are removed when no object of them is left, or with --kinds in any
-case, objects included.`,
+case, objects included. The system namespace goes too, unless it was there before
+install: then only what the mesh made in it is removed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			in.out, in.started = cmd.OutOrStdout(), time.Now()
@@ -56,6 +61,7 @@ func (i *installation) uninstall(ctx context.Context, kinds bool) error {
 	remove := action.NewUninstall(cfg)
 	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, i.timeout, "foreground"
 	_, err = remove.Run(releaseName)
+	installed := err == nil
 	switch {
 	case errors.Is(err, driver.ErrReleaseNotFound):
 		i.step("control plane: it was not installed in namespace %s", i.namespace)
@@ -70,12 +76,9 @@ func (i *installation) uninstall(ctx context.Context, kinds bool) error {
 	if err := i.removeCRDs(ctx, c, kinds); err != nil {
 		return err
 	}
-	namespace := &corev1.Namespace{}
-	namespace.Name = i.namespace
-	if err := client.IgnoreNotFound(c.Delete(ctx, namespace)); err != nil {
-		return fmt.Errorf("delete namespace %s: %w", i.namespace, err)
+	if err := i.removeNamespace(ctx, c, installed); err != nil {
+		return err
 	}
-	i.step("namespace %s: removed", i.namespace)
 	fmt.Fprint(i.out, `
 Pods keep their proxies until they are restarted:
 
@@ -84,8 +87,44 @@ Pods keep their proxies until they are restarted:
 	return nil
 }
 
+// removeNamespace deletes the system namespace if install made it. In another's
+// it deletes what outriggerd made, and nothing at all where no mesh was
+// installed: the flag may have been a slip.
+func (i *installation) removeNamespace(ctx context.Context, c client.Client, installed bool) error {
+	namespace := &corev1.Namespace{}
+	err := c.Get(ctx, client.ObjectKey{Name: i.namespace}, namespace)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read namespace %s: %w", i.namespace, err)
+	}
+	if namespace.Labels[madeBy] == releaseName {
+		if err := client.IgnoreNotFound(c.Delete(ctx, namespace)); err != nil {
+			return fmt.Errorf("delete namespace %s: %w", i.namespace, err)
+		}
+		i.step("namespace %s: removed", i.namespace)
+		return nil
+	}
+	i.step("namespace %s: kept, because outrigger install did not make it", i.namespace)
+	if !installed {
+		return nil
+	}
+	for _, made := range []client.Object{
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-ca"}},
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-webhook-ca"}},
+		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "outriggerd"}},
+	} {
+		made.SetNamespace(i.namespace)
+		if err := client.IgnoreNotFound(c.Delete(ctx, made)); err != nil {
+			return fmt.Errorf("delete %T %s/%s: %w", made, i.namespace, made.GetName(), err)
+		}
+	}
+	return nil
+}
+
 // removeTrust deletes the trust roots that outriggerd kept in the mesh's
-// namespaces. Its Secrets go with the system namespace.
+// namespaces.
 func (i *installation) removeTrust(ctx context.Context, c client.Client) error {
 	var namespaces corev1.NamespaceList
 	if err := c.List(ctx, &namespaces); err != nil {
@@ -118,7 +157,7 @@ func (i *installation) removeTrust(ctx context.Context, c client.Client) error {
 // that install created.
 func (i *installation) removeCRDs(ctx context.Context, c client.Client, all bool) error {
 	var crds apiextensionsv1.CustomResourceDefinitionList
-	if err := c.List(ctx, &crds, client.MatchingLabels{crdOwner: releaseName}); err != nil {
+	if err := c.List(ctx, &crds, client.MatchingLabels{madeBy: releaseName}); err != nil {
 		return fmt.Errorf("list kinds: %w", err)
 	}
 	for _, crd := range crds.Items {
@@ -155,7 +194,7 @@ func (i *installation) updateCRD(ctx context.Context, c client.Client, want *api
 	if err := c.Get(ctx, client.ObjectKeyFromObject(want), have); err != nil {
 		return err
 	}
-	if have.Labels[crdOwner] != releaseName {
+	if have.Labels[madeBy] != releaseName {
 		i.step("kind %s: there already, left as it is", want.Spec.Names.Kind)
 		return nil
 	}
@@ -167,7 +206,7 @@ func (i *installation) updateCRD(ctx context.Context, c client.Client, want *api
 // newScheme knows the kinds that install and uninstall touch.
 func newScheme() *runtime.Scheme {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, apiextensionsv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, apiextensionsv1.AddToScheme, api.AddToScheme} {
 		if err := add(scheme); err != nil {
 			panic(err) // two constants of this program contradict each other
 		}
