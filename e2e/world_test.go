@@ -29,13 +29,13 @@ var (
 // removed when the test has ended; if the test failed, its state is told first.
 func namespace(t *testing.T, suffix string, labels map[string]string) string {
 	t.Helper()
-	name := prefix + strings.ToLower(strings.TrimPrefix(strings.ReplaceAll(t.Name(), "/", "-"), "Test"))
-	name = strings.Trim(name[:min(len(name), 62-len(suffix))], "-") + "-" + suffix
+	name := prefix + strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
 	ns := &corev1.Namespace{}
-	ns.Name, ns.Labels = name, maps.Clone(labels)
+	ns.GenerateName, ns.Labels = name[:min(len(name), 40)]+"-"+suffix+"-", maps.Clone(labels)
 	if err := cluster.Client.Create(t.Context(), ns); err != nil {
 		t.Fatal(err)
 	}
+	name = ns.Name
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
 		if t.Failed() {

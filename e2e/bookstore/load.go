@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +36,8 @@ type Summary struct {
 	Identities map[string]int `json:"identities"`
 	// Errors counts the reasons for which there was no answer.
 	Errors map[string]int `json:"errors,omitempty"`
+	// Refusals counts the first lines of the bodies of answers that are not 2xx.
+	Refusals map[string]int `json:"refusals,omitempty"`
 	// Latency holds percentiles of the time to an answer, in milliseconds:
 	// p50, p90, p99 and max.
 	Latency map[string]float64 `json:"latencyMilliseconds"`
@@ -89,7 +92,7 @@ func (l *load) check() error {
 
 // run sends the requests. It reports whether it stopped for a failure.
 func (l *load) run(ctx context.Context) (summary Summary, failed bool) {
-	summary = Summary{URL: l.url, Start: now()}
+	summary = Summary{URL: l.url, Start: now(), Errors: map[string]int{}, Refusals: map[string]int{}}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	client := newClient(l.keepAlive, l.concurrency)
@@ -113,10 +116,11 @@ func (l *load) run(ctx context.Context) (summary Summary, failed bool) {
 		took = append(took, r.Took)
 		summary.Requests++
 		if r.Err != nil {
-			if summary.Errors == nil {
-				summary.Errors = map[string]int{}
-			}
 			summary.Errors[r.Err.Error()]++
+		}
+		if r.Refusal != "" {
+			line, _, _ := strings.Cut(r.Refusal, "\n")
+			summary.Refusals[line]++
 		}
 		if l.failFast && !r.good() {
 			failed = true

@@ -31,8 +31,10 @@ func (c *Cluster) Inventory(ctx context.Context) (map[string]bool, error) {
 			return nil, fmt.Errorf("read the kinds of objects: %w", err)
 		}
 		for _, kind := range list.APIResources {
-			// The pods of the cluster itself may have been replaced.
-			if !slices.Contains(kind.Verbs, "list") || slices.Contains([]string{"Event", "Lease", "Pod", "PodMetrics", "EndpointSlice"}, kind.Kind) {
+			// The pods of the cluster itself may have been replaced, and an address
+			// goes with its Service.
+			passing := []string{"Event", "Lease", "Pod", "PodMetrics", "EndpointSlice", "IPAddress"}
+			if !slices.Contains(kind.Verbs, "list") || slices.Contains(passing, kind.Kind) {
 				continue
 			}
 			objects, err := metadata.Resource(version.WithResource(kind.Name)).List(ctx, metav1.ListOptions{})

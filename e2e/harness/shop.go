@@ -60,13 +60,14 @@ type Load struct {
 	Codes      map[string]int     `json:"codes"`      // by status; "error" is no answer
 	Identities map[string]int     `json:"identities"` // by who answered
 	Errors     map[string]int     `json:"errors"`
+	Refusals   map[string]int     `json:"refusals"` // by the first line of the body
 	Latency    map[string]float64 `json:"latencyMilliseconds"`
 }
 
 // All reports whether every request was answered with one status.
 func (l Load) All(code string) error {
 	if l.Requests == 0 || l.Codes[code] != l.Requests {
-		return fmt.Errorf("of %d requests not all were answered with %s: %v %v", l.Requests, code, l.Codes, l.Errors)
+		return fmt.Errorf("of %d requests not all were answered with %s: %v %v %v", l.Requests, code, l.Codes, l.Errors, l.Refusals)
 	}
 	return nil
 }
