@@ -3,6 +3,7 @@ package injector
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"path"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,11 +42,16 @@ func render(pod *corev1.Pod, s Settings, probes []bootstrap.Probe) (rendering, e
 	if s.PullPolicy == "" {
 		s.PullPolicy = corev1.PullIfNotPresent
 	}
-	argument, err := json.Marshal(bootstrap.Settings{
+	settings := bootstrap.Settings{
 		Mesh: s.Mesh, TrustDomain: s.TrustDomain, ControlPlane: s.ControlPlane, ControlPlaneID: s.ControlPlaneID,
 		LogLevel: s.LogLevel, Concurrency: s.Concurrency,
 		DrainSeconds: drainSeconds(pod), MemoryLimit: amount.Limits.Memory().Value(), Probes: probes,
-	})
+	}
+	// What the agent would refuse must not be admitted: it would never start.
+	if err := settings.Validate(); err != nil {
+		return rendering{}, fmt.Errorf("settings of container %s: %w", ProxyContainer, err)
+	}
+	argument, err := json.Marshal(settings)
 	if err != nil {
 		return rendering{}, err // strings and numbers only: cannot happen
 	}
