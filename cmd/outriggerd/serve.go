@@ -33,8 +33,19 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/server"
 )
 
-// headerTimeout bounds how long a client may take to say what it wants.
-const headerTimeout = 10 * time.Second
+const (
+	// headerTimeout bounds how long a client may take to say what it wants, and
+	// readTimeout how long to say all of it: bodies are held in memory.
+	headerTimeout = 10 * time.Second
+	readTimeout   = 30 * time.Second
+	// idleTimeout is longer than the API server keeps a connection that it does not
+	// use. If we closed it first, a request that is already on its way would fail.
+	idleTimeout = 5 * time.Minute
+	// leaving is how long a replica that was told to end goes on serving. The API
+	// server and proxies hear of its end later than it does, and an admission request
+	// that finds nobody is a pod that is refused.
+	leaving = 8 * time.Second
+)
 
 // plane is the control plane's parts while they are wired.
 type plane struct {
@@ -51,7 +62,8 @@ type plane struct {
 	ready []func() error
 }
 
-// serve wires the parts and runs them until ctx ends.
+// serve wires the parts and runs them until ctx ends and, after that, until
+// nobody is sent here any more.
 func serve(ctx context.Context, cfg config, log logr.Logger) error {
 	restConfig, err := ctrl.GetConfig()
 	if err != nil {
@@ -63,7 +75,16 @@ func serve(ctx context.Context, cfg config, log logr.Logger) error {
 			return err
 		}
 	}
-	return p.mgr.Start(ctx)
+	running, stop := outlast(ctx, leaving)
+	defer stop()
+	return p.mgr.Start(running)
+}
+
+// outlast returns a context that ends some time after ctx does.
+func outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(by, cancel) })
+	return longer, cancel
 }
 
 // everywhere runs in every replica; whatever is added to the manager otherwise
@@ -233,8 +254,8 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 	return errors.Join(p.mgr.Add(reporter), p.mgr.Add(publisher))
 }
 
-// serveHTTP serves handler until ctx ends, with TLS when there is a certificate
-// for it.
+// serveHTTP serves handler at an address until ctx ends, with TLS when there is a
+// certificate for it.
 func serveHTTP(ctx context.Context, address string, handler http.Handler, secure *tls.Config) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
@@ -243,16 +264,37 @@ func serveHTTP(ctx context.Context, address string, handler http.Handler, secure
 	if secure != nil {
 		listener = tls.NewListener(listener, secure)
 	}
-	web := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
+	return serveOn(ctx, listener, handler)
+}
+
+// serveOn serves until ctx ends. Requests that are under way then are answered.
+func serveOn(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	calls := context.WithoutCancel(ctx)
+	web := &http.Server{
+		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout,
+		BaseContext: func(net.Listener) context.Context { return calls },
+	}
 	stopped := make(chan error, 1)
 	go func() {
 		<-ctx.Done()
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), headerTimeout)
+		closing, cancel := context.WithTimeout(calls, headerTimeout)
 		defer cancel()
 		stopped <- web.Shutdown(closing)
 	}()
 	if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve at %s: %w", address, err)
+		return fmt.Errorf("serve at %s: %w", listener.Addr(), err)
 	}
 	return <-stopped
+}
+
+// sendAway answers as handler does and, from the end of ctx on, has each client
+// make its next connection elsewhere: one that it keeps leads here for as long as
+// this replica lives, whatever the Service says by then.
+func sendAway(ctx context.Context, handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ctx.Err() != nil {
+			w.Header().Set("Connection", "close")
+		}
+		handler.ServeHTTP(w, r)
+	})
 }

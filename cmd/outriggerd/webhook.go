@@ -21,7 +21,7 @@ import (
 const webhookService = "outrigger-webhook"
 
 // wireWebhook serves admission.
-func (p *plane) wireWebhook(_ context.Context, _ *rest.Config) error {
+func (p *plane) wireWebhook(ending context.Context, _ *rest.Config) error {
 	settings, err := p.cfg.injector(p.bundle)
 	if err != nil {
 		return err
@@ -41,7 +41,7 @@ func (p *plane) wireWebhook(_ context.Context, _ *rest.Config) error {
 	}
 	secure := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificate}
 	return p.mgr.Add(everywhere(func(ctx context.Context) error {
-		return serveHTTP(ctx, p.cfg.webhook.address, handler, secure)
+		return serveHTTP(ctx, p.cfg.webhook.address, sendAway(ending, handler), secure)
 	}))
 }
 
@@ -66,14 +66,26 @@ func (p *plane) webhookCertificate() (func(*tls.ClientHelloInfo) (*tls.Certifica
 	}))
 }
 
-// wireHealth serves metrics, and health: alive as long as it answers, ready when
-// what it would say is up to date.
-func (p *plane) wireHealth(_ context.Context, _ *rest.Config) error {
+// wireHealth serves metrics and health.
+func (p *plane) wireHealth(ending context.Context, _ *rest.Config) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics.Registry, promhttp.HandlerOpts{}))
+	health(ending, mux, p.ready)
+	return p.mgr.Add(everywhere(func(ctx context.Context) error {
+		return serveHTTP(ctx, p.cfg.metricsAddress, mux, nil)
+	}))
+}
+
+// health answers whether this replica is alive, which it is as long as it
+// answers, and ready: what it would say is up to date, and it was not told to end.
+func health(ending context.Context, mux *http.ServeMux, conditions []func() error) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		for _, ready := range p.ready {
+		if ending.Err() != nil {
+			http.Error(w, "this replica is ending", http.StatusServiceUnavailable)
+			return
+		}
+		for _, ready := range conditions {
 			if err := ready(); err != nil {
 				http.Error(w, err.Error(), http.StatusServiceUnavailable)
 				return
@@ -81,7 +93,4 @@ func (p *plane) wireHealth(_ context.Context, _ *rest.Config) error {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	return p.mgr.Add(everywhere(func(ctx context.Context) error {
-		return serveHTTP(ctx, p.cfg.metricsAddress, mux, nil)
-	}))
 }
