@@ -41,7 +41,7 @@ func advices(f flavour) []advice {
 	capabilities := "the capability NET_ADMIN"
 	if f == legacy {
 		modules = "iptable_nat, ip6table_nat, xt_owner, xt_tcpudp and xt_REDIRECT"
-		capabilities = "the capabilities NET_ADMIN and NET_RAW; the legacy tables need both"
+		capabilities = "the capabilities NET_ADMIN and NET_RAW; the legacy tables need both (the chart's proxy.legacyIptables gives NET_RAW)"
 	}
 	return []advice{
 		{[]string{"open lock file"}, "the lock file is in memory and reached by /proc: the container needs its /proc"},

@@ -206,6 +206,7 @@ type chartValues struct {
 	Proxy                                             struct {
 		CPU, Memory, CPULimit, MemoryLimit, LogLevel string
 		Concurrency                                  int
+		LegacyIptables                               bool
 	}
 	Exclusions struct {
 		InboundPorts, OutboundPorts         []uint16
@@ -233,6 +234,7 @@ func (v chartValues) settings(systemNamespace string) (injector.Settings, error)
 		SystemNamespace: systemNamespace, OSMMesh: v.OSMMeshName,
 		InitImage: v.Image.Prefix + "/outrigger-init:" + v.Image.Tag, ProxyImage: v.Image.Prefix + "/outrigger-proxy:" + v.Image.Tag,
 		PullPolicy: corev1.PullPolicy(v.Image.PullPolicy), LogLevel: v.Proxy.LogLevel, Concurrency: v.Proxy.Concurrency,
+		LegacyIptables: v.Proxy.LegacyIptables,
 		Resources: injector.Resources{
 			CPU: quantity("cpu", v.Proxy.CPU), Memory: quantity("memory", v.Proxy.Memory),
 			CPULimit: quantity("cpuLimit", v.Proxy.CPULimit), MemoryLimit: quantity("memoryLimit", v.Proxy.MemoryLimit),

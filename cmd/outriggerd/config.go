@@ -38,6 +38,7 @@ type proxyConfig struct {
 	cpu, memory, cpuLimit, memoryLimit string
 	logLevel                           string
 	concurrency                        int
+	legacyIptables                     bool
 	excludeIn, excludeOut              ports
 	excludeCIDRs, includeCIDRs         prefixes
 }
@@ -77,6 +78,7 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.StringVar(&c.proxy.memoryLimit, "proxy-memory-limit", "256Mi", "memory limit of the sidecar")
 	f.StringVar(&c.proxy.logLevel, "proxy-log-level", "warning", "Envoy's log level")
 	f.IntVar(&c.proxy.concurrency, "proxy-concurrency", 2, "Envoy's worker threads")
+	f.BoolVar(&c.proxy.legacyIptables, "legacy-iptables", false, "give init containers NET_RAW too, for nodes whose kernel has no nft")
 	f.Var(&c.proxy.excludeIn, "exclude-inbound-ports", "ports that pods receive without their proxy")
 	f.Var(&c.proxy.excludeOut, "exclude-outbound-ports", "ports that pods call without their proxy")
 	f.Var(&c.proxy.excludeCIDRs, "exclude-outbound-cidrs", "ranges that pods call without their proxy")

@@ -40,7 +40,7 @@ func TestParseConfig(t *testing.T) {
 }
 
 func TestInjectorSettings(t *testing.T) {
-	cfg, err := parseConfig([]string{"--namespace=s", "--proxy-image=p", "--init-image=i", "--webhook-configuration=w", "--proxy-cpu=lots"}, func(string) string { return "" }, io.Discard)
+	cfg, err := parseConfig([]string{"--namespace=s", "--proxy-image=p", "--init-image=i", "--webhook-configuration=w", "--proxy-cpu=lots", "--legacy-iptables=true"}, func(string) string { return "" }, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +51,9 @@ func TestInjectorSettings(t *testing.T) {
 	settings, err := cfg.injector("")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !settings.LegacyIptables {
+		t.Error("legacy iptables were asked for and forgotten")
 	}
 	if want := "outriggerd.s.svc.cluster.local:15128"; settings.ControlPlane != want {
 		t.Errorf("proxies go to %s, want %s", settings.ControlPlane, want)

@@ -32,7 +32,7 @@ func (c config) injector(bundle string) (injector.Settings, error) {
 		ControlPlaneID:  c.identity().URI(c.trustDomain),
 		SystemNamespace: c.namespace, OSMMesh: c.osmMesh, ClusterTrustBundle: bundle,
 		InitImage: c.proxy.initImage, ProxyImage: c.proxy.image, PullPolicy: corev1.PullPolicy(c.proxy.pullPolicy),
-		LogLevel: c.proxy.logLevel, Concurrency: c.proxy.concurrency,
+		LogLevel: c.proxy.logLevel, Concurrency: c.proxy.concurrency, LegacyIptables: c.proxy.legacyIptables,
 		Redirect: annotation.Redirect{
 			ExcludeInboundPorts: c.proxy.excludeIn, ExcludeOutboundPorts: c.proxy.excludeOut,
 			ExcludeOutboundCIDRs: c.proxy.excludeCIDRs, IncludeOutboundCIDRs: c.proxy.includeCIDRs,

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"io/fs"
+	"regexp"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/outrigger-mesh/outrigger/manifests"
+)
+
+// TestEveryValueIsUsed fails for a value of the chart that does nothing.
+func TestEveryValueIsUsed(t *testing.T) {
+	used := map[string]bool{}
+	files, err := fs.Glob(manifests.Chart, "templates/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := manifests.Chart.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, match := range regexp.MustCompile(`\.Values\.([\w.]+)`).FindAllStringSubmatch(string(text), -1) {
+			used[match[1]] = true
+		}
+	}
+	text, err := manifests.Chart.ReadFile("values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]any{}
+	if err := yaml.UnmarshalStrict(text, &values); err != nil {
+		t.Fatal(err)
+	}
+	var visit func(prefix string, values map[string]any)
+	visit = func(prefix string, values map[string]any) {
+		for key, value := range values {
+			below, isMap := value.(map[string]any)
+			switch {
+			case used[prefix+key]: // a map may be used as a whole
+			case isMap && len(below) > 0:
+				visit(prefix+key+".", below)
+			default:
+				t.Errorf("no template uses the value %s", prefix+key)
+			}
+		}
+	}
+	visit("", values)
+}
+
+// TestLegacyIptables wants one value to reach pods by both ways.
+func TestLegacyIptables(t *testing.T) {
+	for value, want := range map[string]bool{"true": true, "false": false} {
+		set := "proxy.legacyIptables=" + value
+		chart, _, err := runCommand(t, "", "install", "--dry-run", "--set", set)
+		if err != nil || !strings.Contains(chart, "--legacy-iptables="+value) {
+			t.Errorf("%s: outriggerd is not told (%v)", set, err)
+		}
+		pods, _, err := runCommand(t, "", "inject", "-f", shop, "--set", set)
+		if got := strings.Contains(pods, "NET_RAW"); got != want || err != nil {
+			t.Errorf("%s: init containers have NET_RAW: %t, %v", set, got, err)
+		}
+	}
+}
