@@ -45,6 +45,10 @@ type Cluster struct {
 // tree, or connects to KUBECONFIG when IMAGE_PREFIX (and IMAGE_TAG) say where
 // its nodes find the images. It tells out what it does.
 func Open(ctx context.Context, source string, out io.Writer) (*Cluster, error) {
+	source, err := filepath.Abs(source)
+	if err != nil {
+		return nil, fmt.Errorf("find the repository: %w", err)
+	}
 	c := &Cluster{source: source, prefix: os.Getenv("IMAGE_PREFIX"), tag: os.Getenv("IMAGE_TAG"), Kubeconfig: os.Getenv("KUBECONFIG"), out: out}
 	if c.prefix == "" {
 		if err := c.openLocal(ctx); err != nil {
@@ -56,7 +60,6 @@ func Open(ctx context.Context, source string, out io.Writer) (*Cluster, error) {
 	if c.tag == "" {
 		c.tag = build.DefaultTag
 	}
-	var err error
 	if c.Config, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig); err != nil {
 		return nil, fmt.Errorf("read kubeconfig %s: %w", c.Kubeconfig, err)
 	}
