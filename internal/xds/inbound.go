@@ -165,7 +165,7 @@ func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort) *hcmv3.HttpC
 		{
 			Filter: status(accesslogv3.ComparisonFilter_EQ, 403),
 			BodyFormatOverride: text(fmt.Sprintf("%%DOWNSTREAM_PEER_URI_SAN%% may not %%REQ(:METHOD)%% %%PATH(NQ)%% at port %d of %s: enforced mode, and no policy allows it.\n"+
-				"Run: outrigger why call CALLER %%REQ(:METHOD)%% http://%%REQ(:AUTHORITY)%%%%PATH(NQ)%%\n", p.Port, in.Identity)),
+				"Run: outrigger why call %%DOWNSTREAM_PEER_URI_SAN%% %%REQ(:METHOD)%% 'http://%%REQ(:AUTHORITY)%%%%PATH(NQ)%%'\n", p.Port, in.Identity)),
 		},
 	}}
 	return m

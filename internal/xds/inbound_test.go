@@ -250,7 +250,7 @@ func TestInboundHTTP(t *testing.T) {
 	t.Run("WhatADeniedCallerSees", func(t *testing.T) {
 		got := do(t, s.client(t, thief, 8080), "GET", "https://store/ok?secret")
 		want := "spiffe://cluster.local/ns/books/sa/thief may not GET /ok at port 8080 of books/store: enforced mode, and no policy allows it.\n" +
-			"Run: outrigger why call CALLER GET http://store/ok\n"
+			"Run: outrigger why call spiffe://cluster.local/ns/books/sa/thief GET 'http://store/ok'\n"
 		if got.body != want || got.header.Get("Content-Type") != "text/plain; charset=utf-8" {
 			t.Errorf("got %s:\n%s, want\n%s", got.header.Get("Content-Type"), got.body, want)
 		}

@@ -157,8 +157,9 @@ func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listene
 const notAllowed = "enforced mode: no policy lets it call this address, or nothing serves it"
 
 // denial says who may not call what, why, and what to run to find out more. The
-// names in the command are those of the pod that asked.
+// names in the command are those of the pod that asked; the quotes are for shells,
+// which read much that a path may hold.
 func denial(caller, why string) string {
 	return caller + " may not call %DOWNSTREAM_LOCAL_ADDRESS% (%REQ(:AUTHORITY)%): " + why + ".\n" +
-		"Run: outrigger why call %ENVIRONMENT(" + bootstrap.EnvPodNamespace + ")%/%ENVIRONMENT(" + bootstrap.EnvPodName + ")% http://%REQ(:AUTHORITY)%%PATH(NQ)%\n"
+		"Run: outrigger why call %ENVIRONMENT(" + bootstrap.EnvPodNamespace + ")%/%ENVIRONMENT(" + bootstrap.EnvPodName + ")% %REQ(:METHOD)% 'http://%REQ(:AUTHORITY)%%PATH(NQ)%'\n"
 }

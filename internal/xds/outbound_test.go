@@ -192,7 +192,7 @@ func (s *shop) denied(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "books/buyer may not call 10.96.0.99:8080 (10.96.0.99:8080): enforced mode: no policy lets it call this address, or nothing serves it.\n" +
-		"Run: outrigger why call books/buyer-1 http://10.96.0.99:8080/path\n"
+		"Run: outrigger why call books/buyer-1 GET 'http://10.96.0.99:8080/path'\n"
 	if r.code != 403 || r.body != want {
 		t.Errorf("got %d\n%s, want 403\n%s", r.code, r.body, want)
 	}
@@ -209,7 +209,7 @@ func (s *shop) deniedOnce(t *testing.T) {
 	// the listener inside Envoy.
 	for i := range 200 {
 		transport := &http.Transport{DialContext: s.client.Dial, DisableKeepAlives: true}
-		if r, err := try(t, &http.Client{Transport: transport}, "GET", "http://10.96.0.99/"); err != nil || r.code != 403 || !strings.HasSuffix(r.body, "/\n") {
+		if r, err := try(t, &http.Client{Transport: transport}, "GET", "http://10.96.0.99/"); err != nil || r.code != 403 || !strings.HasSuffix(r.body, "/'\n") {
 			t.Fatalf("request %d: %d %q, %v", i, r.code, r.body, err)
 		}
 	}
@@ -234,7 +234,7 @@ func (s *shop) allowedAndRevoked(t *testing.T) {
 	apply(t, s.caller, s.calls(true, s.rest...)) // without the store
 	got := open()
 	want := "books/buyer may not call 10.96.0.1:80 (10.96.0.1): enforced mode: no policy lets it call this address, or nothing serves it.\n" +
-		"Run: outrigger why call books/buyer-1 http://10.96.0.1/\n"
+		"Run: outrigger why call books/buyer-1 GET 'http://10.96.0.1/'\n"
 	if got.code != 403 || got.body != want || !got.reused {
 		t.Errorf("on the open connection (%v): got %d\n%s, want 403\n%s", got.reused, got.code, got.body, want)
 	}
