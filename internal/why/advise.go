@@ -63,10 +63,8 @@ func (c *call) suggest(r Reason) {
 	switch {
 	case r == NoRule || r == NoGrant:
 		c.advise(servers)
-	case r == PlainRefused && !c.caller.Proxy && c.pod != nil:
-		c.answer.Change = &Change{Text: fmt.Sprintf("Give the caller a proxy (outrigger why pod %s says how). Then a policy can let it call.", c.caller.Pod)}
 	case r == PlainRefused && !c.caller.Proxy:
-		c.answer.Change = &Change{Text: fmt.Sprintf("Bring the caller into the mesh: label its namespace with %s=enabled and restart its pods. Then a policy can let it call.", annotation.Inject)}
+		c.answer.Change = c.joining(servers)
 	case r == PlainRefused && c.round:
 		c.answer.Change = &Change{Text: "Take that exclusion away, and make the pod anew: only through its proxy the caller has a name."}
 	case r == PlainRefused:
@@ -77,6 +75,23 @@ func (c *call) suggest(r Reason) {
 	case r == PortClosed:
 		c.answer.Change = &Change{Text: "Give the pods a Service with that target port: a proxy serves only what a Service leads to."}
 	}
+}
+
+// joining is what a caller without a proxy can do: get one or, where the server is
+// permissive anyway, be let in without.
+func (c *call) joining(servers []serverPort) *Change {
+	give := fmt.Sprintf("label its namespace with %s=enabled and restart its pods", annotation.Inject)
+	if c.pod != nil {
+		give = fmt.Sprintf("outrigger why pod %s says how", c.caller.Pod)
+	}
+	ns := servers[0].identity.Namespace
+	if n, _ := c.meshNamespace(ns); n.Mode == mesh.Permissive {
+		return &Change{
+			Text:    fmt.Sprintf("Give the caller a proxy: %s. Until then, to let plain text into namespace %s:", give, ns),
+			Command: "kubectl annotate namespace " + ns + " --overwrite " + annotation.MTLS + "=permissive",
+		}
+	}
+	return &Change{Text: fmt.Sprintf("Give the caller a proxy: %s. Then a policy can let it call.", give)}
 }
 
 // maxMisses is how many near misses are worth reading.

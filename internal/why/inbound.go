@@ -176,12 +176,12 @@ func (c *call) plainServer(service string, a netip.Addr, port uint16) Backend {
 		out.Because = fmt.Sprintf("port %d of its pods is excluded from redirection, so calls come to it without its proxy", port)
 	case p == nil:
 		out.Verdict, out.Reason, out.Because = Denied, PortClosed, fmt.Sprintf("no Service leads to port %d of pod %s/%s, so its proxy closes the connection", port, pod.Namespace, pod.Name)
-	case p.Mode == mesh.Permissive:
+	case p.PlainText:
 		out.Reason = PermissiveMode
-		out.Because = fmt.Sprintf("namespace %s is permissive, %s, and takes plain text too", id.Namespace, c.setBy(id.Namespace, annotation.TrafficPolicy))
+		out.Because = fmt.Sprintf("namespace %s is permissive, and takes plain text too, %s", id.Namespace, c.setBy(id.Namespace, annotation.MTLS))
 	default:
 		out.Verdict, out.Reason = Denied, PlainRefused
-		out.Because = fmt.Sprintf("namespace %s is enforced, %s: its proxy wants mutual TLS and closes the connection", id.Namespace, c.setBy(id.Namespace, annotation.TrafficPolicy))
+		out.Because = fmt.Sprintf("its proxy wants mutual TLS and closes the connection: namespace %s is %s, and takes no plain text", id.Namespace, p.Mode)
 	}
 	return out
 }
