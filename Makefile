@@ -12,12 +12,13 @@ CLUSTER := $(GO) run ./e2e/cluster
 # The packages with tests that need root: network namespaces, an API server.
 INTEGRATION := ./cmd/outrigger ./cmd/outrigger-init ./internal/agent ./internal/identity ./webhook ./e2e/cluster/local
 # One line with the time since the start for each step of a long target.
-STEP     = @printf '\n== %s  %s\n' "$$(date +%H:%M:%S)"
+STEP     = @printf '\n== %4ds  %s\n' "$$(($$(date +%s) - $(START)))"
+START   := $(shell date +%s)
 
 ##@ Start here
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## bring up a cluster, install the mesh and show what it does (first run: about 25 minutes)
 	$(GO) run ./e2e/demo
@@ -74,13 +75,19 @@ format: ## format the code
 check-format:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted (make format):"; echo "$$out"; exit 1; fi
 
-generate: ## deep copies, CRDs and the signing protocol
+generate: ## deep copies and CRDs
 	$(TOOL) controller-gen object paths=./internal/api/...
 	$(TOOL) controller-gen crd paths=./internal/api/... output:crd:dir=manifests/crds
-	cd internal/signing && $(GO) generate .
+
+# Apart from generate, so that nothing else depends on protoc and its version,
+# which it writes into the files.
+generate-protocol: ## the signing protocol; needs protoc (Debian's protobuf-compiler)
+	@command -v protoc >/dev/null || { echo "protoc is missing: apt-get install protobuf-compiler"; exit 1; }
+	$(GO) build -modfile=tools/go.mod -o bin/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	cd internal/signing && PATH="$(CURDIR)/bin/tools:$$PATH" protoc --go_out=paths=source_relative:. --go-grpc_out=paths=source_relative:. signing.proto
 
 check-generate:
-	@$(MAKE) generate >/dev/null && git diff --exit-code -- internal/api manifests/crds internal/signing || { echo "generated files are stale: commit what make generate writes"; exit 1; }
+	@$(MAKE) generate >/dev/null && git diff --exit-code -- internal/api manifests/crds || { echo "generated files are stale: commit what make generate writes"; exit 1; }
 
 golden: ## rewrite the golden files and show what changed
 	$(GO) test ./injector ./bootstrap ./internal/iptables ./internal/scenario -update
@@ -101,4 +108,4 @@ cluster-up: ## start a real single-node Kubernetes
 cluster-down: ## stop it and remove what it left
 	$(CLUSTER) down
 
-.PHONY: help demo demo-down test setup build unit integration e2e bench fuzz lint format check-format generate check-generate golden manifests images cluster-up cluster-down
+.PHONY: help demo demo-down test setup build unit integration e2e bench fuzz lint format check-format generate generate-protocol check-generate golden manifests images cluster-up cluster-down
