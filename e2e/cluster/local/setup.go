@@ -14,13 +14,14 @@ import (
 // pluginFolder is where Debian puts the CNI plugins.
 const pluginFolder = "/usr/lib/cni"
 
-// hostPrograms maps each program that the cluster or its tests run, and that is
+// hostPrograms maps each program that the cluster or the tests run, and that is
 // not built here, to the Debian package that has it.
 func hostPrograms() map[string]string {
 	return map[string]string{
 		pluginFolder + "/bridge": "containernetworking-plugins",
 		"conntrack":              "conntrack",
 		"curl":                   "curl",
+		"gcc":                    "build-essential", // the race detector needs it, and C's headers
 		"ethtool":                "ethtool",
 		"ip":                     "iproute2",
 		"iptables-restore":       "iptables",
