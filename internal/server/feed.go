@@ -37,7 +37,8 @@ type feed struct {
 	pending []flight
 }
 
-// A flight is a response that is not yet acknowledged.
+// A flight is a response that is not yet acknowledged. Of what it held it knows
+// only a few, for people: a proxy may leave many without an answer.
 type flight struct {
 	nonce     string
 	set       *xds.Set
@@ -218,16 +219,22 @@ func (f *feed) bringing() bool {
 	return slices.ContainsFunc(f.pending, func(p flight) bool { return len(p.resources) > 0 })
 }
 
+// mostNames is how many names of a flight a log gets.
+const mostNames = 20
+
+// few returns the first items, in a slice that holds on to nothing else. One more
+// than are shown tells that there were more.
+func few[T any](items []T) []T { return slices.Clone(items[:min(len(items), mostNames+1)]) }
+
 // names returns what a flight held, shortened for a log.
 func (p flight) names() string {
-	const most = 20
 	var names []string
 	for _, r := range p.resources {
 		names = append(names, r.Name)
 	}
 	names = append(names, p.removed...)
-	if len(names) > most {
-		names = append(names[:most:most], "...")
+	if len(names) > mostNames {
+		names = append(names[:mostNames:mostNames], "...")
 	}
 	return strings.Join(names, " ")
 }

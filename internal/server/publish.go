@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,6 +65,13 @@ func (p *proxy) end(why *signing.Refusal) {
 		p.ending = why
 		close(p.ended)
 	}
+}
+
+// over reports whether end was called.
+func (p *proxy) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ending != nil
 }
 
 // wasSeen reports whether the proxy was in an earlier snapshot, so that its absence
@@ -132,6 +140,7 @@ func (s *Server) join(p *proxy) error {
 	if s.stopping {
 		return refuse(codes.Unavailable, reasonStopping, "this replica is stopping")
 	}
+	s.supersede(p.id)
 	if s.snapshot != nil {
 		if view, ok := s.snapshot.View(p.id); ok {
 			set, err := s.set(p.id, view)
@@ -145,6 +154,26 @@ func (s *Server) join(p *proxy) error {
 	s.proxies[p] = struct{}{}
 	s.metrics.connected.Set(float64(len(s.proxies)))
 	return nil
+}
+
+// maxPodStreams of one pod may be open at a time. Envoy has one, and another for as
+// long as the end of the first has not been noticed here.
+const maxPodStreams = 4
+
+// supersede makes room for one more stream of a pod: the oldest ends. A pod cannot
+// exhaust the server with streams, nor be locked out by its own dead ones.
+func (s *Server) supersede(id mesh.ProxyID) {
+	var open []*proxy
+	for p := range s.proxies {
+		if p.id == id && !p.over() {
+			open = append(open, p)
+		}
+	}
+	if len(open) < maxPodStreams {
+		return
+	}
+	oldest := slices.MinFunc(open, func(a, b *proxy) int { return a.opened.Compare(b.opened) })
+	oldest.end(refuse(codes.ResourceExhausted, reasonTooMany, "pod %s has %d newer streams", id, maxPodStreams))
 }
 
 func (s *Server) leave(p *proxy) {

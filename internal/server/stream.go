@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -32,6 +33,14 @@ const (
 	// maxPending is how many responses of a type a proxy may leave without an
 	// answer.
 	maxPending = 1000
+	// maxName is how long a name may be that a proxy asks for. The longest that it
+	// learns here, a port of a headless service's endpoint, has about 250 bytes.
+	maxName = 512
+	// maxAsked is how many names of a type may be asked for that there is nothing
+	// for: a proxy may hold on to what is gone, and a hostile one invent names.
+	maxAsked = 50_000
+	// maxRefusal is how much of a proxy's own words is kept and logged.
+	maxRefusal = 4 << 10
 )
 
 // A stream is the conversation with one proxy. Only its own goroutine uses it.
@@ -176,6 +185,10 @@ func (s *stream) handle(request *discoveryv3.DeltaDiscoveryRequest) error {
 		return nil
 	}
 	f := &s.feeds[t]
+	names := slices.Concat(request.GetResourceNamesSubscribe(), request.GetResourceNamesUnsubscribe())
+	if slices.ContainsFunc(names, func(name string) bool { return len(name) > maxName }) {
+		return refuse(codes.InvalidArgument, reasonTooMany, "the name of a resource has more than %d bytes", maxName)
+	}
 	if !f.asked {
 		f.begin(request.GetInitialResourceVersions())
 	} else if request.GetResponseNonce() != "" {
@@ -183,6 +196,9 @@ func (s *stream) handle(request *discoveryv3.DeltaDiscoveryRequest) error {
 	}
 	f.subscribe(request.GetResourceNamesSubscribe())
 	f.unsubscribe(request.GetResourceNamesUnsubscribe())
+	if len(f.missing) > maxAsked {
+		return refuse(codes.ResourceExhausted, reasonTooMany, "names without a resource: more than %d", maxAsked)
+	}
 	if !f.begun {
 		return nil // advance answers, in the right order
 	}
@@ -208,9 +224,11 @@ func (s *stream) landed(f *feed, request *discoveryv3.DeltaDiscoveryRequest) {
 		return
 	}
 	f.refused = true
+	message := refusal.GetMessage()
+	message = strings.ToValidUTF8(message[:min(len(message), maxRefusal)], "")
 	s.metrics.nacks.WithLabelValues(f.typ.String()).Inc()
-	s.log.Error(errors.New(refusal.GetMessage()), "proxy refused configuration", "type", f.typ.String(), "resources", flight.names())
-	s.proxy.refuse(nack{Type: f.typ.String(), Version: flight.set.Version(), Resources: flight.names(), Message: refusal.GetMessage(), Time: time.Now()})
+	s.log.Error(errors.New(message), "proxy refused configuration", "type", f.typ.String(), "resources", flight.names())
+	s.proxy.refuse(nack{Type: f.typ.String(), Version: flight.set.Version(), Resources: flight.names(), Message: message, Time: time.Now()})
 }
 
 // advance brings the proxy as near to its target as the order allows. It can be
@@ -293,7 +311,7 @@ func (s *stream) respond(f *feed, resources []*xds.Resource, removed []string, p
 	}
 	s.nonces++
 	r := &response{typ: f.typ, version: f.sent.Version(), nonce: strconv.FormatUint(s.nonces, 10), resources: resources, removed: removed}
-	f.pending = append(f.pending, flight{nonce: r.nonce, set: f.sent, resources: resources, removed: removed, published: published})
+	f.pending = append(f.pending, flight{nonce: r.nonce, set: f.sent, resources: few(resources), removed: few(removed), published: published})
 	switch f.typ {
 	case xds.Cluster:
 		s.warming.again()

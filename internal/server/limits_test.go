@@ -1,0 +1,123 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/outrigger-mesh/outrigger/internal/xds"
+)
+
+// A pod of the mesh may be hostile: anybody who may create pods has a certificate.
+func TestHostileProxyIsBounded(t *testing.T) {
+	invent := func(n, from int) []string {
+		names := make([]string, n)
+		for i := range names {
+			names[i] = fmt.Sprintf("town/invented-%d:80", from+i)
+		}
+		return names
+	}
+	cases := map[string]struct {
+		reason string
+		attack func(*envoy)
+		want   codes.Code
+	}{
+		"LongNames": {
+			reason: "What is subscribed to is remembered, so its size must have an end.",
+			attack: func(e *envoy) { e.subscribe(xds.Endpoints, strings.Repeat("n", maxName+1)) },
+			want:   codes.InvalidArgument,
+		},
+		"LongNamesUnsubscribed": {
+			reason: "The same by another field.",
+			attack: func(e *envoy) { e.unsubscribe(xds.Cluster, strings.Repeat("n", maxName+1)) },
+			want:   codes.InvalidArgument,
+		},
+		"ManyNames": {
+			reason: "Names that nobody knows are remembered until something has them.",
+			attack: func(e *envoy) {
+				for n := 0; n <= maxAsked; n += 10_000 {
+					e.subscribe(xds.Endpoints, invent(10_000, n)...)
+				}
+			},
+			want: codes.ResourceExhausted,
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			town := newTown(w.ca)
+			pod := town.pod("a-1", "a")
+			w.publish(t, town, pod)
+			e := w.join(t, pod)
+			tc.attack(e)
+			for {
+				select {
+				case <-e.responses: // the answers until then
+					continue
+				case err := <-e.ended:
+					if got := status.Code(err); got != tc.want {
+						t.Errorf("%s\nthe stream ended with %v, want %s", tc.reason, err, tc.want)
+					}
+				case <-time.After(patience):
+					t.Errorf("%s\nthe stream goes on", tc.reason)
+				}
+				return
+			}
+		})
+	}
+}
+
+func TestUnansweredResponsesCostLittle(t *testing.T) {
+	ca := newTestCA(t)
+	town := newTown(ca)
+	pod := town.pod("a-1", "a")
+	view, _ := town.snapshot(t).View(pod.ID)
+	set, err := xds.NewCache().Set(view)
+	must(t, err)
+	s := newWorld(t, nil).newStream(newProxy(pod.ID, pod.Identity, ""), func(any) error { return nil })
+	s.proxy.retarget(set, s.proxy.opened)
+	must(t, s.handle(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.Endpoints.URL()}))
+	must(t, s.advance())
+	names := make([]string, 1000)
+	for i := range names {
+		names[i] = fmt.Sprintf("town/invented-%d:80", i)
+	}
+	must(t, s.handle(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.Endpoints.URL(), ResourceNamesSubscribe: names}))
+	pending := s.feeds[xds.Endpoints].pending
+	if n := len(pending); n != 1 {
+		t.Fatalf("%d responses wait for an answer, want 1", n)
+	}
+	if n := cap(pending[0].removed); n > 2*mostNames {
+		t.Errorf("a response without an answer holds %d names", n)
+	}
+	if text := pending[0].names(); !strings.HasSuffix(text, " ...") {
+		t.Errorf("a log would not tell that there were more: %s", text)
+	}
+}
+
+func TestNewestStreamsOfAPodStay(t *testing.T) {
+	w := newWorld(t, nil)
+	town := newTown(w.ca)
+	pod := town.pod("a-1", "a")
+	w.publish(t, town, pod)
+	streams := make([]*envoy, maxPodStreams+1)
+	for i := range streams {
+		streams[i] = w.join(t, pod)
+		streams[i].subscribe(xds.Cluster)
+		streams[i].hear()
+	}
+	if got := status.Code(streams[0].end()); got != codes.ResourceExhausted {
+		t.Errorf("the oldest stream ended with %s", got)
+	}
+	eventually(t, "the others stay", func() bool { return value(t, w.metrics.connected) == maxPodStreams })
+	town.service("shop", 1)
+	w.publish(t, town, pod)
+	for _, e := range streams[1:] {
+		e.hear()
+	}
+}
