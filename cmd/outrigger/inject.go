@@ -167,27 +167,36 @@ func readInput(files []string, stdin io.Reader) ([]byte, error) {
 	return all, nil
 }
 
-// injectSettings makes of the chart's values what outriggerd is started with.
-func injectSettings(opts values.Options, systemNamespace string) (injector.Settings, error) {
+// readValues returns the chart's values with those that were given.
+func readValues(opts values.Options) (chartValues, error) {
 	given, err := mergeValues(opts)
 	if err != nil {
-		return injector.Settings{}, fmt.Errorf("read the chart's values: %w", err)
+		return chartValues{}, fmt.Errorf("read the chart's values: %w", err)
 	}
 	chart, err := loadChart()
 	if err != nil {
-		return injector.Settings{}, err
+		return chartValues{}, err
 	}
 	all, err := util.CoalesceValues(chart, given)
 	if err != nil {
-		return injector.Settings{}, fmt.Errorf("read the chart's values: %w", err)
+		return chartValues{}, fmt.Errorf("read the chart's values: %w", err)
 	}
 	text, err := yaml.Marshal(all)
 	if err != nil {
-		return injector.Settings{}, fmt.Errorf("read the chart's values: %w", err)
+		return chartValues{}, fmt.Errorf("read the chart's values: %w", err)
 	}
 	var v chartValues
 	if err := yaml.Unmarshal(text, &v); err != nil {
-		return injector.Settings{}, fmt.Errorf("read the chart's values: %w", err)
+		return chartValues{}, fmt.Errorf("read the chart's values: %w", err)
+	}
+	return v, nil
+}
+
+// injectSettings makes of the chart's values what outriggerd is started with.
+func injectSettings(opts values.Options, systemNamespace string) (injector.Settings, error) {
+	v, err := readValues(opts)
+	if err != nil {
+		return injector.Settings{}, err
 	}
 	settings, err := v.settings(systemNamespace)
 	if err == nil {
@@ -202,6 +211,8 @@ func injectSettings(opts values.Options, systemNamespace string) (injector.Setti
 // chartValues are those of the chart's values that pods get to feel.
 type chartValues struct {
 	MeshName, TrustDomain, ClusterDomain, OSMMeshName string
+	TrafficPolicy, Egress                             string
+	ServiceCIDRs                                      []netip.Prefix
 	Image                                             struct{ Prefix, Tag, PullPolicy string }
 	Proxy                                             struct {
 		CPU, Memory, CPULimit, MemoryLimit, LogLevel string
@@ -239,10 +250,14 @@ func (v chartValues) settings(systemNamespace string) (injector.Settings, error)
 			CPU: quantity("cpu", v.Proxy.CPU), Memory: quantity("memory", v.Proxy.Memory),
 			CPULimit: quantity("cpuLimit", v.Proxy.CPULimit), MemoryLimit: quantity("memoryLimit", v.Proxy.MemoryLimit),
 		},
-		Redirect: annotation.Redirect{
-			ExcludeInboundPorts: v.Exclusions.InboundPorts, ExcludeOutboundPorts: v.Exclusions.OutboundPorts,
-			ExcludeOutboundCIDRs: v.Exclusions.OutboundCIDRs, IncludeOutboundCIDRs: v.Exclusions.IncludeOutboundCIDRs,
-		},
+		Redirect: v.redirect(),
 	}
 	return s, errors.Join(errs...)
+}
+
+func (v chartValues) redirect() annotation.Redirect {
+	return annotation.Redirect{
+		ExcludeInboundPorts: v.Exclusions.InboundPorts, ExcludeOutboundPorts: v.Exclusions.OutboundPorts,
+		ExcludeOutboundCIDRs: v.Exclusions.OutboundCIDRs, IncludeOutboundCIDRs: v.Exclusions.IncludeOutboundCIDRs,
+	}
 }

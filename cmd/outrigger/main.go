@@ -6,7 +6,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -18,10 +20,38 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newRootCommand().ExecuteContext(ctx)
 	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "outrigger:", err)
-		os.Exit(1)
+	os.Exit(report(err, os.Stderr))
+}
+
+// A statusError ends the program with a status of its own. Without a cause there
+// is nothing left to say.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
 	}
+	return e.err.Error()
+}
+
+func (e *statusError) Unwrap() error { return e.err }
+
+// report prints an error and returns the status to end with.
+func report(err error, w io.Writer) int {
+	if err == nil {
+		return 0
+	}
+	status := 1
+	if own := (*statusError)(nil); errors.As(err, &own) {
+		if status = own.status; own.err == nil {
+			return status
+		}
+	}
+	fmt.Fprintln(w, "outrigger:", err)
+	return status
 }
 
 func newRootCommand() *cobra.Command {
@@ -31,6 +61,6 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true, // main prints it, once
 	}
-	root.AddCommand(newInstallCommand(), newUninstallCommand(), newProxyCommand(), newInjectCommand(), newUninjectCommand())
+	root.AddCommand(newInstallCommand(), newUninstallCommand(), newProxyCommand(), newInjectCommand(), newUninjectCommand(), newWhyCommand())
 	return root
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -50,7 +51,7 @@ func Parse(text []byte, namespace string) (Objects, error) {
 	if err := kinds.AddToScheme(scheme); err != nil {
 		return Objects{}, err
 	}
-	p := parser{decoder: serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer(), namespace: namespace}
+	p := parser{scheme: scheme, decoder: serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer(), namespace: namespace}
 	reader := yamlreader.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
 	for n := 1; ; n++ {
 		doc, err := reader.Read()
@@ -67,6 +68,7 @@ func Parse(text []byte, namespace string) (Objects, error) {
 }
 
 type parser struct {
+	scheme    *runtime.Scheme
 	decoder   runtime.Decoder
 	namespace string
 	out       Objects
@@ -90,14 +92,22 @@ func (p *parser) document(doc []byte) error {
 		// The API server hands TrafficSplits out in the version that is read.
 		doc = bytes.ReplaceAll(doc, []byte("split.smi-spec.io/"+older), []byte("split.smi-spec.io/v1alpha4"))
 	}
-	object, kind, err := p.decoder.Decode(doc, nil, nil)
-	if runtime.IsNotRegisteredError(err) {
-		if strings.HasSuffix(kind.Group, ".smi-spec.io") {
-			return fmt.Errorf("%s in version %s is not read by the mesh", kind.Kind, kind.GroupVersion())
-		}
+	var of metav1.TypeMeta
+	if err := yamlreader.Unmarshal(doc, &of); err != nil {
+		return err
+	}
+	kind := of.GroupVersionKind()
+	switch {
+	case of.Kind == "" || of.APIVersion == "":
+		return errors.New("it has no kind or no apiVersion, so it is no Kubernetes object")
+	case p.scheme.Recognizes(kind):
+	case strings.HasSuffix(kind.Group, ".smi-spec.io"):
+		return fmt.Errorf("%s in version %s is not read by the mesh", kind.Kind, kind.GroupVersion())
+	default:
 		p.out.Skipped = append(p.out.Skipped, kind.Kind)
 		return nil
 	}
+	object, _, err := p.decoder.Decode(doc, nil, nil)
 	if err != nil {
 		return err
 	}
@@ -159,4 +169,23 @@ func (p *parser) template(kind string, o metav1.Object, pod corev1.PodTemplateSp
 		return
 	}
 	p.out.Templates = append(p.out.Templates, Template{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName(), Pod: pod})
+}
+
+// Join returns what both hold.
+func Join(a, b Objects) Objects {
+	return Objects{
+		Objects: ingest.Objects{
+			Namespaces:      slices.Concat(a.Namespaces, b.Namespaces),
+			Pods:            slices.Concat(a.Pods, b.Pods),
+			Services:        slices.Concat(a.Services, b.Services),
+			EndpointSlices:  slices.Concat(a.EndpointSlices, b.EndpointSlices),
+			TrafficTargets:  slices.Concat(a.TrafficTargets, b.TrafficTargets),
+			HTTPRouteGroups: slices.Concat(a.HTTPRouteGroups, b.HTTPRouteGroups),
+			TCPRoutes:       slices.Concat(a.TCPRoutes, b.TCPRoutes),
+			TrafficSplits:   slices.Concat(a.TrafficSplits, b.TrafficSplits),
+		},
+		Deployments: slices.Concat(a.Deployments, b.Deployments),
+		Templates:   slices.Concat(a.Templates, b.Templates),
+		Skipped:     slices.Concat(a.Skipped, b.Skipped),
+	}
 }
