@@ -75,7 +75,7 @@ var layers = map[string]layer{
 		outside: []string{"google.golang.org/", "golang.org/x/"},
 	},
 	"internal/golden":   {outside: []string{"github.com/google/go-cmp/"}},
-	"internal/scenario": {ours: []string{"internal/mesh", "internal/ingest", "internal/api", "internal/golden"}, outside: []string{"k8s.io/", "sigs.k8s.io/yaml"}},
+	"internal/scenario": {ours: []string{"internal/mesh", "internal/ingest", "internal/manifest", "internal/golden"}, outside: []string{"k8s.io/", "sigs.k8s.io/yaml"}},
 	"internal/xds/envoytest": {
 		ours:    []string{"internal/xds", "internal/mesh", "internal/iptables", "bootstrap", "e2e/envoybin"},
 		outside: []string{"github.com/envoyproxy/go-control-plane/", "google.golang.org/", "golang.org/x/sys/", "github.com/google/go-cmp/", "sigs.k8s.io/yaml"},

@@ -8,20 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/yaml"
 
-	"github.com/outrigger-mesh/outrigger/internal/api"
-	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
-	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
-	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
+	"github.com/outrigger-mesh/outrigger/internal/manifest"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
@@ -136,53 +128,16 @@ func options(dir string) (ingest.Options, error) {
 	return o, nil
 }
 
-// Decode reads Kubernetes and SMI objects from YAML documents. A field that a
-// kind does not have is an error: in a story it would be a slip of the pen.
+// Decode reads Kubernetes and SMI objects from YAML documents. What the mesh has no
+// use for is an error, as is a field that a kind does not have: in a story it would
+// be a slip of the pen.
 func Decode(data []byte) (ingest.Objects, error) {
-	scheme := runtime.NewScheme()
-	kinds := runtime.NewSchemeBuilder(corev1.AddToScheme, discoveryv1.AddToScheme, api.AddToScheme)
-	if err := kinds.AddToScheme(scheme); err != nil {
+	found, err := manifest.Parse(data, "default")
+	if err != nil {
 		return ingest.Objects{}, err
 	}
-	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
-	var out ingest.Objects
-	for doc := range strings.SplitSeq(string(data), "\n---\n") {
-		if strings.TrimSpace(doc) == "" {
-			continue
-		}
-		// The API server hands TrafficSplits out in the version that is read.
-		doc = strings.Replace(doc, "apiVersion: split.smi-spec.io/v1alpha2", "apiVersion: split.smi-spec.io/v1alpha4", 1)
-		obj, _, err := decoder.Decode([]byte(doc), nil, nil)
-		if err != nil {
-			return ingest.Objects{}, fmt.Errorf("%w in:\n%s", err, doc)
-		}
-		if err := sortIn(&out, obj); err != nil {
-			return ingest.Objects{}, err
-		}
+	if len(found.Skipped) > 0 || len(found.Templates) > 0 {
+		return ingest.Objects{}, fmt.Errorf("a story has no use for %v and %d workloads", found.Skipped, len(found.Templates))
 	}
-	return out, nil
-}
-
-func sortIn(out *ingest.Objects, obj runtime.Object) error {
-	switch o := obj.(type) {
-	case *corev1.Namespace:
-		out.Namespaces = append(out.Namespaces, o)
-	case *corev1.Pod:
-		out.Pods = append(out.Pods, o)
-	case *corev1.Service:
-		out.Services = append(out.Services, o)
-	case *discoveryv1.EndpointSlice:
-		out.EndpointSlices = append(out.EndpointSlices, o)
-	case *accessv1alpha3.TrafficTarget:
-		out.TrafficTargets = append(out.TrafficTargets, o)
-	case *specsv1alpha4.HTTPRouteGroup:
-		out.HTTPRouteGroups = append(out.HTTPRouteGroups, o)
-	case *specsv1alpha4.TCPRoute:
-		out.TCPRoutes = append(out.TCPRoutes, o)
-	case *splitv1alpha4.TrafficSplit:
-		out.TrafficSplits = append(out.TrafficSplits, o)
-	default:
-		return fmt.Errorf("a story has no use for a %T", obj)
-	}
-	return nil
+	return found.Objects, nil
 }
