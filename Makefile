@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 TOOL    := $(GO) tool -modfile=tools/go.mod
 CLUSTER := $(GO) run ./e2e/cluster
 # The packages with tests that need root: network namespaces, an API server.
-INTEGRATION := ./cmd/outrigger ./cmd/outrigger-init ./internal/agent ./internal/identity ./webhook ./e2e/cluster/local
+INTEGRATION := ./cmd/outrigger ./cmd/outrigger-init ./internal/agent ./internal/controller ./internal/identity ./webhook ./e2e/cluster/local
 # One line with the time since the start for each step of a long target.
 STEP     = @printf '\n== %4ds  %s\n' "$$(($$(date +%s) - $(START)))"
 START   := $(shell date +%s)

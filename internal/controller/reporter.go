@@ -113,6 +113,9 @@ func reference(o ingest.ObjectRef) *corev1.ObjectReference {
 // reportPod writes an Event on the owner of a pod that got no sidecar to
 // somebody's surprise, once for each owner and reason.
 func (r *Reporter) reportPod(ctx context.Context, pod *corev1.Pod, told map[types.UID]injector.Reason) {
+	if pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+		return // too late to do something about it
+	}
 	var ns corev1.Namespace
 	if r.Cache.Get(ctx, client.ObjectKey{Name: pod.Namespace}, &ns) != nil {
 		return // it is being deleted
