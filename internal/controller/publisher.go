@@ -112,7 +112,7 @@ func (p *Publisher) publish(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("read the mesh's settings: %w", err)
 	}
-	objs, err := p.objects(ctx)
+	objs, err := Objects(ctx, p.cfg.Cache)
 	if err != nil {
 		return err
 	}
@@ -136,20 +136,21 @@ func (p *Publisher) count(problems []ingest.Problem) {
 	}
 }
 
-// objects lists everything that Build reads. The objects stay the cache's own.
-func (p *Publisher) objects(ctx context.Context) (ingest.Objects, error) {
+// Objects lists everything that Build reads. The objects of a cache stay its own:
+// do not change them.
+func Objects(ctx context.Context, from client.Reader) (ingest.Objects, error) {
 	var objs ingest.Objects
 	for _, read := range []func() error{
-		func() error { return list(ctx, p.cfg.Cache, &corev1.NamespaceList{}, &objs.Namespaces) },
-		func() error { return list(ctx, p.cfg.Cache, &corev1.PodList{}, &objs.Pods) },
-		func() error { return list(ctx, p.cfg.Cache, &corev1.ServiceList{}, &objs.Services) },
-		func() error { return list(ctx, p.cfg.Cache, &discoveryv1.EndpointSliceList{}, &objs.EndpointSlices) },
-		func() error { return list(ctx, p.cfg.Cache, &accessv1alpha3.TrafficTargetList{}, &objs.TrafficTargets) },
+		func() error { return list(ctx, from, &corev1.NamespaceList{}, &objs.Namespaces) },
+		func() error { return list(ctx, from, &corev1.PodList{}, &objs.Pods) },
+		func() error { return list(ctx, from, &corev1.ServiceList{}, &objs.Services) },
+		func() error { return list(ctx, from, &discoveryv1.EndpointSliceList{}, &objs.EndpointSlices) },
+		func() error { return list(ctx, from, &accessv1alpha3.TrafficTargetList{}, &objs.TrafficTargets) },
 		func() error {
-			return list(ctx, p.cfg.Cache, &specsv1alpha4.HTTPRouteGroupList{}, &objs.HTTPRouteGroups)
+			return list(ctx, from, &specsv1alpha4.HTTPRouteGroupList{}, &objs.HTTPRouteGroups)
 		},
-		func() error { return list(ctx, p.cfg.Cache, &specsv1alpha4.TCPRouteList{}, &objs.TCPRoutes) },
-		func() error { return list(ctx, p.cfg.Cache, &splitv1alpha4.TrafficSplitList{}, &objs.TrafficSplits) },
+		func() error { return list(ctx, from, &specsv1alpha4.TCPRouteList{}, &objs.TCPRoutes) },
+		func() error { return list(ctx, from, &splitv1alpha4.TrafficSplitList{}, &objs.TrafficSplits) },
 	} {
 		if err := read(); err != nil {
 			return ingest.Objects{}, err
