@@ -91,6 +91,7 @@ func (a *agent) environment() []string {
 	return []string{
 		bootstrap.EnvPodNamespace + "=" + a.Node.Namespace,
 		bootstrap.EnvPodName + "=" + a.Node.Pod,
+		bootstrap.EnvServiceAccount + "=" + a.Node.ServiceAccount,
 	}
 }
 
