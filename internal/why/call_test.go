@@ -77,6 +77,7 @@ func TestCall(t *testing.T) {
 		"alias-out":           {story: "shop", reason: "one of a name outside is egress", q: Question{Caller: "deploy/buyer", Namespace: "shop", URL: "https://partner"}, want: Allowed, why: EgressAllowed},
 		"add-source":          {story: "shop", reason: "two targets lack the caller", q: Question{Caller: "sa/db", Namespace: "shop", URL: "http://store/books/1"}, want: Denied, why: NoGrant},
 		"statefulset":         {story: "shop", reason: "by the name of its pod", q: Question{Caller: "sa/store-v1", Namespace: "shop", URL: "tcp://db-0.db.shop:5432"}, want: Allowed, why: ByTCPGrant},
+		"headless-half":       {story: "shop", reason: "behind the name is a pod without a proxy too", q: Question{Caller: "sa/store-v1", Namespace: "shop", URL: "tcp://db:5432"}, want: Allowed, why: ByTCPGrant},
 		"plain-to-enforced":   {story: "shop", reason: "a caller outside the mesh has no name", q: Question{Caller: "deploy/legacy", Namespace: "plain", URL: "http://store.shop/books"}, want: Denied, why: PlainRefused, noChange: true},
 		"plain-to-open":       {story: "shop", reason: "it says so", q: Question{Caller: "plain/legacy-0", URL: "http://web.open/"}, want: Allowed, why: PermissiveMode},
 		"plain-to-permissive": {story: "shop", reason: "permissive alone takes mutual TLS only", q: Question{Caller: "plain/legacy-0", URL: "http://web.half-open/"}, want: Denied, why: PlainRefused},

@@ -119,10 +119,34 @@ func (c *call) throughBundles(ways []way) {
 			parts = append(parts, c.request(w)...)
 		}
 	}
+	rest := c.unbundled(ways[0].bundle)
+	parts = append(parts, rest...)
 	for i := range parts {
-		parts[i].Percent /= float64(len(ways))
+		parts[i].Percent /= float64(len(ways) + len(rest))
 	}
 	c.conclude(parts)
+}
+
+// unbundled are the addresses of a headless name that the caller's proxy was not
+// told about, since no policy can speak of what has no proxy: the egress setting
+// decides about them.
+func (c *call) unbundled(b *mesh.Bundle) []Backend {
+	var out []Backend
+	for _, a := range c.target.addresses {
+		if _, ok := c.bundleAt(a); ok || !b.Headless {
+			continue
+		}
+		k := Backend{
+			Service: b.Name.String(), Port: c.port, Transport: plain, Verdict: Denied, Reason: EgressDenied,
+			Because: "the caller's proxy was told of no server at " + a.String() + ", and egress is denied",
+		}
+		if c.out.AllowEgress {
+			k = c.plainServer(b.Name.String(), a, c.port)
+		}
+		k.Endpoints, k.Percent = 1, 100
+		out = append(out, k)
+	}
+	return out
 }
 
 func (c *call) passedThrough(b *mesh.Bundle) {
