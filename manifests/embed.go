@@ -9,5 +9,5 @@ import "embed"
 
 // Chart is the Helm chart, with Chart.yaml at its root.
 //
-//go:embed Chart.yaml values.yaml all:templates crds
+//go:embed Chart.yaml values.yaml values.schema.json all:templates crds
 var Chart embed.FS

@@ -65,3 +65,26 @@ func TestLegacyIptables(t *testing.T) {
 		}
 	}
 }
+
+// TestSlipsInValues wants an error where a value would otherwise do nothing.
+func TestSlipsInValues(t *testing.T) {
+	for set, want := range map[string]string{
+		"traficPolicy=enforced":            "traficPolicy",
+		"trafficPolicy=closed":             "'permissive', 'enforced'",
+		"egress=false":                     "'allow', 'deny'",
+		"proxy.cpulimit=1":                 "cpulimit",
+		"proxy.concurrency=1000":           "concurrency",
+		"exclusions.inboundPorts={70000}":  "inboundPorts",
+		"clusterTrustBundle=always":        "'auto', 'never'",
+		"webhook.certManager.enabled=true": "webhook.certManager.issuerRef.name is empty",
+	} {
+		_, _, err := runCommand(t, "", "install", "--dry-run", "--set", set)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v does not say %s", set, err, want)
+		}
+	}
+	good := []string{"--set", "proxy.cpuLimit=1", "--set", "image.tag=7", "--set", "serviceCIDRs={10.0.0.0/16}", "--set", "exclusions.outboundPorts={1,2}", "--set", "controlPlane.affinity=null"}
+	if _, _, err := runCommand(t, "", append([]string{"install", "--dry-run"}, good...)...); err != nil {
+		t.Errorf("good values are refused: %v", err)
+	}
+}

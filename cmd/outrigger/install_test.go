@@ -26,7 +26,7 @@ func TestRender(t *testing.T) {
 		},
 		"cert-manager": {
 			reason: "cert-manager makes it, and outriggerd loses the right",
-			values: map[string]any{"webhook": map[string]any{"certManager": map[string]any{"enabled": true}}},
+			values: map[string]any{"webhook": map[string]any{"certManager": map[string]any{"enabled": true, "issuerRef": map[string]any{"name": "ca"}}}},
 			want:   []string{"Certificate"},
 		},
 	}
