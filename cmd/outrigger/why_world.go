@@ -200,7 +200,7 @@ func (a *asking) told(ctx context.Context, c client.Reader) (arguments, error) {
 			return readArguments(k.Args), nil
 		}
 	}
-	return nil, fmt.Errorf("Deployment %s/outriggerd has no container outriggerd", a.systemNamespace)
+	return nil, fmt.Errorf("the Deployment %s/outriggerd has no container outriggerd", a.systemNamespace)
 }
 
 // readArguments takes flags apart as outriggerd does, all of which have a value.

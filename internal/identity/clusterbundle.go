@@ -39,7 +39,10 @@ func (h Home) MountsClusterBundles(ctx context.Context) (bool, error) {
 	least := version.MustParseGeneric(bundleKubelet)
 	for _, node := range nodes.Items {
 		kubelet, err := version.ParseGeneric(node.Status.NodeInfo.KubeletVersion)
-		if err != nil || kubelet.LessThan(least) {
+		if err != nil {
+			return false, fmt.Errorf("read the kubelet's version of node %s: %w", node.Name, err)
+		}
+		if kubelet.LessThan(least) {
 			return false, nil
 		}
 	}

@@ -230,7 +230,7 @@ func protocolName(p mesh.Protocol) string {
 func (c *call) modelled(a netip.Addr) *mesh.Service {
 	found := c.services(func(m *mesh.Service) bool {
 		if s := c.target.service; s != nil {
-			if m.Name.Namespace != s.Namespace || m.Name.ServiceName.Name != s.Name {
+			if m.Name.Namespace != s.Namespace || m.Name.Name != s.Name {
 				return false
 			}
 			return m.Name.Port == c.port || m.Headless && slices.ContainsFunc(m.Endpoints, func(e mesh.Endpoint) bool { return e.Port == c.port })

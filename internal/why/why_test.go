@@ -12,9 +12,8 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
-
 	"github.com/outrigger-mesh/outrigger/injector"
+	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
 	"github.com/outrigger-mesh/outrigger/internal/golden"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
 	"github.com/outrigger-mesh/outrigger/internal/manifest"
