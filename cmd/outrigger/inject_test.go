@@ -114,3 +114,9 @@ func TestInjectRefuses(t *testing.T) {
 		})
 	}
 }
+
+func TestVersion(t *testing.T) {
+	if out, _, err := runCommand(t, "", "--version"); err != nil || out != "outrigger version dev\n" {
+		t.Errorf("printed %q, %v", out, err)
+	}
+}

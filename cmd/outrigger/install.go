@@ -15,7 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/version"
+	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -134,13 +134,13 @@ Outrigger runs in namespace %s. Put a namespace into the mesh and restart its po
 // checkVersions refuses a cluster with a kubelet that does not start native
 // sidecars: its pods would never become ready.
 func (i *installation) checkVersions(ctx context.Context, set kubernetes.Interface) error {
-	least := version.MustParseGeneric(oldest)
+	least := utilversion.MustParseGeneric(oldest)
 	server, err := set.Discovery().ServerVersion()
 	if err != nil {
 		return fmt.Errorf("ask the API server for its version: %w", err)
 	}
 	var faults []error
-	if v, err := version.ParseGeneric(server.GitVersion); err != nil || v.LessThan(least) {
+	if v, err := utilversion.ParseGeneric(server.GitVersion); err != nil || v.LessThan(least) {
 		faults = append(faults, fmt.Errorf("the API server is Kubernetes %s; %s or later is needed", server.GitVersion, oldest))
 	}
 	nodes, err := set.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
@@ -149,7 +149,7 @@ func (i *installation) checkVersions(ctx context.Context, set kubernetes.Interfa
 	}
 	for _, node := range nodes.Items {
 		kubelet := node.Status.NodeInfo.KubeletVersion
-		if v, err := version.ParseGeneric(kubelet); err != nil || v.LessThan(least) {
+		if v, err := utilversion.ParseGeneric(kubelet); err != nil || v.LessThan(least) {
 			faults = append(faults, fmt.Errorf("node %s has kubelet %s; native sidecars need %s or later", node.Name, kubelet, oldest))
 		}
 	}

@@ -16,6 +16,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// version is set when the program is linked.
+var version = "dev"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newRootCommand().ExecuteContext(ctx)
@@ -58,6 +61,7 @@ func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "outrigger",
 		Short:         "An injector-first Envoy service mesh for Kubernetes",
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true, // main prints it, once
 	}
