@@ -241,6 +241,7 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 			cidrs, err := p.cfg.ranges(ctx, p.mgr.GetCache())
 			return p.cfg.ingest(cidrs, p.trust.Bundle()), err
 		},
+		Also:     p.cfg.rangeKinds(),
 		Publish:  func(ctx context.Context, snap *mesh.Snapshot) error { return p.xds.Publish(ctx, snap) },
 		Problems: reporter.Problems,
 		Log:      p.log.WithName("publisher"), Metrics: metrics.Registry,

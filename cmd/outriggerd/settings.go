@@ -74,6 +74,15 @@ func (c config) ingest(cidrs []netip.Prefix, roots string) ingest.Options {
 	}
 }
 
+// rangeKinds are what ranges reads. A ClusterIP of a range that is not yet known
+// is taken for one outside the mesh, so a change of these counts at once.
+func (c config) rangeKinds() []client.Object {
+	if len(c.serviceCIDRs) > 0 {
+		return nil // clusters before 1.33 have no such kind
+	}
+	return []client.Object{&networkingv1.ServiceCIDR{}}
+}
+
 // ranges returns the ranges of ClusterIPs: those of the flag, or those that the
 // API server has now.
 func (c config) ranges(ctx context.Context, from client.Reader) ([]netip.Prefix, error) {

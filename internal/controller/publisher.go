@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -22,12 +23,14 @@ import (
 )
 
 // A PublisherConfig says what a Publisher reads and where it publishes to. All
-// fields are required.
+// fields but Also are required.
 type PublisherConfig struct {
 	Cache cache.Cache
 	// Options are read at each build; roots and service ranges change while the
 	// mesh runs. An error means that nothing can be published now.
 	Options func(context.Context) (ingest.Options, error)
+	// Also are further kinds whose changes matter, because Options reads them.
+	Also []client.Object
 	// Publish takes the new snapshot. Its error is logged; it must keep serving
 	// what is good.
 	Publish func(context.Context, *mesh.Snapshot) error
@@ -81,7 +84,7 @@ func Watched() []client.Object {
 // Start watches and publishes until ctx ends.
 func (p *Publisher) Start(ctx context.Context) error {
 	changes := newBurst()
-	stop, err := changes.watch(ctx, p.cfg.Cache, Watched()...)
+	stop, err := changes.watch(ctx, p.cfg.Cache, slices.Concat(Watched(), p.cfg.Also)...)
 	if err != nil {
 		return err
 	}
@@ -93,6 +96,8 @@ func (p *Publisher) Start(ctx context.Context) error {
 	for changes.gather(ctx) {
 		if err := p.publish(ctx); err != nil {
 			p.cfg.Log.Error(err, "snapshot not published; proxies keep the last one")
+			// What was taken away must not stay allowed until something else changes.
+			time.AfterFunc(again, changes.changed)
 		}
 	}
 	return nil
