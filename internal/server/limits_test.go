@@ -1,15 +1,18 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/outrigger-mesh/outrigger/internal/signing"
 	"github.com/outrigger-mesh/outrigger/internal/xds"
 )
 
@@ -119,5 +122,34 @@ func TestNewestStreamsOfAPodStay(t *testing.T) {
 	w.publish(t, town, pod)
 	for _, e := range streams[1:] {
 		e.hear()
+	}
+}
+
+// Anybody who reaches the port may begin to ask for a certificate.
+func TestCallersWithoutCertificateAreBounded(t *testing.T) {
+	w := newWorld(t, func(c *Config) {
+		c.SignRate, c.SignBurst, c.SignTime = 1e-9, 1, 50*time.Millisecond
+	})
+	begin := func() error {
+		stream, err := w.dial(t, nil).NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true}, signing.Certificates_Sign_FullMethodName)
+		must(t, err)
+		answer := make(chan error, 1)
+		go func() { answer <- stream.RecvMsg(&signing.SignResponse{}) }()
+		select {
+		case err := <-answer:
+			return err
+		case <-time.After(patience):
+			return errors.New("no answer")
+		}
+	}
+	if err := begin(); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a call whose message never comes ends with %v", err)
+	}
+	counter := w.metrics.signed.WithLabelValues("refused", reasonRate)
+	if err := begin(); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a call too many ends with %v, without its message", err)
+	}
+	if n := value(t, counter); n != 1 {
+		t.Errorf("it was counted %v times", n)
 	}
 }

@@ -68,6 +68,8 @@ type Config struct {
 	// address.
 	SignRate  rate.Limit
 	SignBurst int
+	// SignTime is how long such a call may take, from its first byte; zero is 15 s.
+	SignTime time.Duration
 	// WarmTime is how long listeners and routes wait for clusters to be
 	// acknowledged; zero is 2 s.
 	WarmTime time.Duration
@@ -83,6 +85,7 @@ func (c Config) withDefaults() Config {
 	c.StreamRate = cmp.Or(c.StreamRate, 200)
 	c.SignRate = cmp.Or(c.SignRate, 5)
 	c.SignBurst = cmp.Or(c.SignBurst, 50)
+	c.SignTime = cmp.Or(c.SignTime, 15*time.Second)
 	c.WarmTime = cmp.Or(c.WarmTime, 2*time.Second)
 	c.ConnectionAge = cmp.Or(c.ConnectionAge, 30*time.Minute)
 	c.StopTime = cmp.Or(c.StopTime, 5*time.Second)
@@ -158,6 +161,7 @@ func (s *Server) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
 		grpc.ForceServerCodecV2(codec{}),
+		grpc.InTapHandle(s.admit),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),

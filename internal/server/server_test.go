@@ -9,6 +9,8 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
+	"io"
 	"math/big"
 	"net"
 	"net/netip"
@@ -227,7 +229,8 @@ func (e *envoy) say(typ xds.Type, change func(*discoveryv3.DeltaDiscoveryRequest
 	if change != nil {
 		change(r)
 	}
-	if err := e.stream.Send(r); err != nil {
+	// EOF: the server has ended the stream, and end says why.
+	if err := e.stream.Send(r); err != nil && !errors.Is(err, io.EOF) {
 		e.t.Fatalf("send: %v (%v)", err, <-e.ended)
 	}
 }

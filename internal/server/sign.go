@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
@@ -41,19 +42,36 @@ func (s *Server) Sign(ctx context.Context, request *signing.SignRequest) (*signi
 		s.cfg.Log.Error(err, "certificate not signed", "address", clientAddress(ctx).String())
 		return nil, status.Error(codes.Unavailable, "the certificate could not be signed; see the log of outriggerd")
 	}
+	return nil, s.refused(ctx, refusal)
+}
+
+// refused counts and logs a refusal, and returns it.
+func (s *Server) refused(ctx context.Context, refusal *signing.Refusal) error {
 	outcome := "refused"
 	if refusal.Code == codes.Unavailable {
 		outcome = "failed"
 	}
 	s.metrics.signed.WithLabelValues(outcome, refusal.Reason).Inc()
 	s.cfg.Log.V(verbosity(refusal.Reason, reasonRate)).Info("certificate refused", "address", clientAddress(ctx).String(), "reason", refusal.Reason, "error", refusal.Err.Error())
-	return nil, refusal
+	return refusal
+}
+
+// admit judges a call before any of its message is read, which those who have no
+// certificate could make long and slow: an address may ask for certificates only
+// so often, and each call has its end.
+func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
+	if call.FullMethodName != signing.Certificates_Sign_FullMethodName {
+		return ctx, nil
+	}
+	if !s.signing.allow(clientAddress(ctx)) {
+		return nil, s.refused(ctx, refuse(codes.ResourceExhausted, reasonRate, "this address asks too often"))
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.SignTime)
+	context.AfterFunc(ctx, cancel) // gRPC ends the parent with the call
+	return ctx, nil
 }
 
 func (s *Server) sign(ctx context.Context, request *signing.SignRequest) (*signing.SignResponse, error) {
-	if !s.signing.allow(clientAddress(ctx)) {
-		return nil, refuse(codes.ResourceExhausted, reasonRate, "this address asks too often")
-	}
 	if n := len(request.GetCsr()); n == 0 || n > maxRequest {
 		return nil, refuse(codes.InvalidArgument, reasonSize, "the certificate request has %d bytes; 1 to %d are allowed", n, maxRequest)
 	}
