@@ -80,7 +80,7 @@ func (r *Reporter) Start(ctx context.Context) error {
 	defer func() { _ = informer.RemoveEventHandler(registration) }()
 
 	known := map[ingest.Problem]bool{}
-	surprised := map[types.UID]injector.Reason{}
+	surprised := told{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -112,7 +112,7 @@ func reference(o ingest.ObjectRef) *corev1.ObjectReference {
 
 // reportPod writes an Event on the owner of a pod that got no sidecar to
 // somebody's surprise, once for each owner and reason.
-func (r *Reporter) reportPod(ctx context.Context, pod *corev1.Pod, told map[types.UID]injector.Reason) {
+func (r *Reporter) reportPod(ctx context.Context, pod *corev1.Pod, told told) {
 	if pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
 		return // too late to do something about it
 	}
@@ -131,15 +131,34 @@ func (r *Reporter) reportPod(ctx context.Context, pod *corev1.Pod, told map[type
 		r.Log.V(1).Info("owner of an uninjected pod not found", "pod", client.ObjectKeyFromObject(pod), "reason", err.Error())
 		return
 	}
-	if told[owner.UID] == verdict.Reason {
+	if !told.isNews(owner.UID, verdict.Reason) {
 		return
 	}
-	told[owner.UID] = verdict.Reason
 	message := verdict.Message
 	if bypassed {
 		message = "its pods should have a sidecar but were created before the mesh, or past its webhook; restart them"
 	}
 	r.Events.Eventf(owner, nil, corev1.EventTypeWarning, "NotInjected", "Inject", "no sidecar (%s): %s", verdict.Reason, message)
+}
+
+// told is what the owners of pods were told last.
+type told map[types.UID]injector.Reason
+
+// maxTold bounds it, as every Job of a CronJob is an owner of its own. To tell
+// some again is better than to grow for ever.
+const maxTold = 10_000
+
+// isNews reports whether an owner was not yet told of a reason, and notes that it
+// is now.
+func (t told) isNews(owner types.UID, reason injector.Reason) bool {
+	if t[owner] == reason {
+		return false
+	}
+	if len(t) >= maxTold {
+		clear(t)
+	}
+	t[owner] = reason
+	return true
 }
 
 func hasProxy(pod *corev1.Pod) bool {
