@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
 	"github.com/outrigger-mesh/outrigger/e2e/demo/manifests"
 	"github.com/outrigger-mesh/outrigger/e2e/harness"
 )
@@ -268,6 +271,18 @@ func (d *demo) job(ctx context.Context) (string, error) {
 		return nil
 	})
 	return fmt.Sprintf("in %.0f s", time.Since(started).Seconds()), err
+}
+
+// path says where kubectl is: a machine without one has that of our cluster.
+func (d *demo) path(ctx context.Context) (string, error) {
+	if _, err := exec.LookPath("kubectl"); err == nil || !d.Ours {
+		return "", nil
+	}
+	status, err := local.Status(ctx, local.Config{})
+	if err != nil {
+		return "", err
+	}
+	return "  export PATH=$PATH:" + filepath.Dir(status.Kubectl) + "\n", nil
 }
 
 // farewell says how to end it.

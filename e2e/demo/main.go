@@ -57,15 +57,19 @@ func run(ctx context.Context) error {
 		}
 		cluster.Step(started, "%s: %s", act.what, shown)
 	}
+	path, err := d.path(ctx)
+	if err != nil {
+		return err
+	}
 	fmt.Printf(`
 The cluster is still there. Look around:
 
   export KUBECONFIG=%s
-  kubectl get pods -A
+%s  kubectl get pods -A
   kubectl -n bookbuyer exec deploy/bookbuyer -c outrigger-proxy -- /outrigger-agent admin GET /clusters
   bin/outrigger proxy get stats -n bookbuyer deploy/bookbuyer
   kubectl -n bookbuyer logs deploy/bookbuyer -c bookbuyer
 
-%s`, cluster.Kubeconfig, d.farewell())
+%s`, cluster.Kubeconfig, path, d.farewell())
 	return nil
 }
