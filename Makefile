@@ -90,7 +90,7 @@ check-generate:
 	@$(MAKE) generate >/dev/null && git diff --exit-code -- internal/api manifests/crds || { echo "generated files are stale: commit what make generate writes"; exit 1; }
 
 golden: ## rewrite the golden files and show what changed
-	$(GO) test ./injector ./bootstrap ./internal/iptables ./internal/scenario -update
+	$(GO) test $$(grep -rl --include='*_test.go' 'outrigger/internal/golden"' . | xargs -n1 dirname | sort -u) -update
 	git diff --stat -- '*.golden*'
 
 manifests: ## render the plain YAML of an installation into dist/outrigger.yaml
