@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,8 +11,10 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 	"github.com/outrigger-mesh/outrigger/internal/xds"
 )
@@ -152,4 +155,36 @@ func TestCallersWithoutCertificateAreBounded(t *testing.T) {
 	if n := value(t, counter); n != 1 {
 		t.Errorf("it was counted %v times", n)
 	}
+}
+
+type brokenPods struct{}
+
+func (brokenPods) Identity(context.Context, mesh.ProxyID) (mesh.Identity, bool, error) {
+	panic("a defect")
+}
+
+func TestDefectEndsOneCallOnly(t *testing.T) {
+	w := newWorld(t, func(c *Config) {
+		c.Pods = brokenPods{}
+		c.Signer = signerFunc(func(string, []byte) ([][]byte, [][]byte, error) { panic("another") })
+	})
+	town := newTown(w.ca)
+	pod := town.pod("a-1", "a")
+	w.publish(t, town, pod)
+	healthy := w.join(t, pod)
+	healthy.subscribe(xds.Cluster)
+	healthy.hear()
+
+	broken := w.join(t, newTown(w.ca).pod("unknown", "a"))
+	broken.subscribe(xds.Cluster)
+	if got := status.Code(broken.end()); got != codes.Internal {
+		t.Errorf("the stream that met it ended with %s", got)
+	}
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer a")
+	if _, err := signing.NewCertificatesClient(w.dial(t, nil)).Sign(ctx, &signing.SignRequest{Csr: []byte("csr")}); status.Code(err) != codes.Internal {
+		t.Errorf("the call that met it ended with %v", err)
+	}
+	town.service("shop", 1)
+	w.publish(t, town, pod)
+	healthy.hear()
 }

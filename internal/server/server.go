@@ -162,6 +162,8 @@ func (s *Server) options() []grpc.ServerOption {
 		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.InTapHandle(s.admit),
+		grpc.StreamInterceptor(s.surviveStream),
+		grpc.UnaryInterceptor(s.surviveCall),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
