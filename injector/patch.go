@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"path"
 	"reflect"
 	"slices"
 	"strconv"
@@ -96,7 +97,8 @@ func initContainerOps(pod *corev1.Pod, wanted ...corev1.Container) []jsonpatch.O
 }
 
 // keepAdditions returns want with the variables and mounts that others, such as
-// the API server itself, have added to it since.
+// the API server itself, have added to it since. A mount below one of ours is not
+// kept: with it the application would share what is written there, the key.
 func keepAdditions(want, have corev1.Container) corev1.Container {
 	for _, e := range have.Env {
 		if !slices.ContainsFunc(want.Env, func(w corev1.EnvVar) bool { return w.Name == e.Name }) {
@@ -104,11 +106,16 @@ func keepAdditions(want, have corev1.Container) corev1.Container {
 		}
 	}
 	for _, m := range have.VolumeMounts {
-		if !slices.ContainsFunc(want.VolumeMounts, func(w corev1.VolumeMount) bool { return w.MountPath == m.MountPath || w.Name == m.Name }) {
+		if !slices.ContainsFunc(want.VolumeMounts, func(w corev1.VolumeMount) bool { return w.Name == m.Name || below(m.MountPath, w.MountPath) }) {
 			want.VolumeMounts = append(slices.Clip(want.VolumeMounts), m)
 		}
 	}
 	return want
+}
+
+// below reports whether a path is a folder or in it.
+func below(name, folder string) bool {
+	return strings.HasPrefix(path.Clean(name)+"/", path.Clean(folder)+"/")
 }
 
 // containerOps makes every field that we set what it should be. Other fields are
