@@ -263,10 +263,20 @@ func TestNoListeners(t *testing.T) {
 	w := newWorld(t)
 	w.serve()
 	s := w.start("", nil)
-	s.eventually("Envoy is live", func() error { return s.stat("server.live", "1") })
-	if code, text, err := s.get(15020, "/ready"); code != http.StatusServiceUnavailable || !strings.Contains(text, "envoy has no listeners") {
-		t.Errorf("got %d %q %v; want 503", code, text, err)
-	}
+	// The statistic server.live is 1 before Envoy is, and the agent asks Envoy first.
+	s.eventually("Envoy is live, and the agent says that it has no listeners", func() error {
+		code, text, err := s.get(15020, "/ready")
+		if err != nil {
+			return err
+		}
+		if code != http.StatusServiceUnavailable {
+			t.Errorf("got %d %q; want 503", code, text)
+		}
+		if !strings.Contains(text, "envoy has no listeners") {
+			return fmt.Errorf("got %d %q", code, text)
+		}
+		return nil
+	})
 }
 
 func TestWrongControlPlane(t *testing.T) {
