@@ -70,13 +70,21 @@ func (i *installation) uninstall(ctx context.Context, kinds bool) error {
 	default:
 		i.step("control plane: removed")
 	}
+	if made, err := i.madeNamespace(ctx, c); err != nil {
+		return err
+	} else if !installed && !made {
+		// Nothing here is known to be ours; what is left may belong to a mesh that
+		// runs in another namespace.
+		i.step("nothing removed; a mesh that was applied as YAML goes with kubectl delete -f")
+		return nil
+	}
 	if err := i.removeTrust(ctx, c); err != nil {
 		return err
 	}
 	if err := i.removeCRDs(ctx, c, kinds); err != nil {
 		return err
 	}
-	if err := i.removeNamespace(ctx, c, installed); err != nil {
+	if err := i.removeNamespace(ctx, c); err != nil {
 		return err
 	}
 	fmt.Fprint(i.out, `
@@ -87,19 +95,25 @@ Pods keep their proxies until they are restarted:
 	return nil
 }
 
-// removeNamespace deletes the system namespace if install made it. In another's
-// it deletes what outriggerd made, and nothing at all where no mesh was
-// installed: the flag may have been a slip.
-func (i *installation) removeNamespace(ctx context.Context, c client.Client, installed bool) error {
+// madeNamespace reports whether the system namespace is there and install made it.
+func (i *installation) madeNamespace(ctx context.Context, c client.Client) (bool, error) {
 	namespace := &corev1.Namespace{}
-	err := c.Get(ctx, client.ObjectKey{Name: i.namespace}, namespace)
-	if apierrors.IsNotFound(err) {
-		return nil
+	if err := c.Get(ctx, client.ObjectKey{Name: i.namespace}, namespace); client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("read namespace %s: %w", i.namespace, err)
 	}
+	return namespace.Labels[madeBy] == releaseName, nil
+}
+
+// removeNamespace deletes the system namespace if install made it, and in
+// another's what outriggerd made.
+func (i *installation) removeNamespace(ctx context.Context, c client.Client) error {
+	made, err := i.madeNamespace(ctx, c)
 	if err != nil {
-		return fmt.Errorf("read namespace %s: %w", i.namespace, err)
+		return err
 	}
-	if namespace.Labels[madeBy] == releaseName {
+	if made {
+		namespace := &corev1.Namespace{}
+		namespace.Name = i.namespace
 		if err := client.IgnoreNotFound(c.Delete(ctx, namespace)); err != nil {
 			return fmt.Errorf("delete namespace %s: %w", i.namespace, err)
 		}
@@ -107,9 +121,6 @@ func (i *installation) removeNamespace(ctx context.Context, c client.Client, ins
 		return nil
 	}
 	i.step("namespace %s: kept, because outrigger install did not make it", i.namespace)
-	if !installed {
-		return nil
-	}
 	for _, made := range []client.Object{
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-ca"}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-webhook-ca"}},

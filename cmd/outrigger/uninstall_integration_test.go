@@ -42,7 +42,11 @@ func TestUninstallKeepsNamespacesOfOthers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := installation{flags: genericclioptions.NewConfigFlags(true), namespace: name, timeout: time.Minute, out: io.Discard, started: time.Now()}
 			*in.flags.KubeConfig = server.Kubeconfig
-			namespace, secret := &corev1.Namespace{}, &corev1.Secret{}
+			namespace, secret, trust := &corev1.Namespace{}, &corev1.Secret{}, &corev1.ConfigMap{}
+			trust.Namespace, trust.Name = "default", "outrigger-trust" // of a mesh elsewhere
+			if err := c.Create(t.Context(), trust.DeepCopy()); client.IgnoreAlreadyExists(err) != nil {
+				t.Fatal(err)
+			}
 			namespace.Name, secret.Namespace, secret.Name = name, name, "outrigger-ca"
 			if !tc.made {
 				if err := c.Create(t.Context(), namespace.DeepCopy()); err != nil {
@@ -58,7 +62,7 @@ func TestUninstallKeepsNamespacesOfOthers(t *testing.T) {
 			}
 			var err error
 			if tc.installed { // what comes after Helm's part
-				err = in.removeNamespace(t.Context(), c, true)
+				err = in.removeNamespace(t.Context(), c)
 			} else {
 				err = in.uninstall(t.Context(), false)
 			}
@@ -74,6 +78,9 @@ func TestUninstallKeepsNamespacesOfOthers(t *testing.T) {
 			err = c.Get(t.Context(), client.ObjectKeyFromObject(secret), secret)
 			if client.IgnoreNotFound(err) != nil {
 				t.Fatal(err)
+			}
+			if err := c.Get(t.Context(), client.ObjectKeyFromObject(trust), trust); name == "slip" && err != nil {
+				t.Errorf("the roots of a mesh elsewhere: %v", err)
 			}
 			if there := !apierrors.IsNotFound(err); there != tc.wantSecret {
 				t.Errorf("the CA is there: %t, want %t: %s", there, tc.wantSecret, tc.reason)
