@@ -62,6 +62,7 @@ func Build(objs Objects, opts Options) (*mesh.Snapshot, []Problem) {
 	b.namespaces()
 	b.pods()
 	b.services()
+	b.serviceRanges()
 	b.workloads()
 	b.routes()
 	b.targets()
@@ -83,8 +84,11 @@ type builder struct {
 	inMesh map[string]mesh.Namespace
 	// byName has every pod of the mesh's namespaces, byLabel only those with a
 	// proxy, under each of their labels.
-	byName  map[podName]*pod
-	byLabel map[podLabel][]*pod
+	byName map[podName]*pod
+	// sidecarAt has the addresses of all of them, and whether a pod with a sidecar
+	// is there.
+	sidecarAt map[netip.Addr]bool
+	byLabel   map[podLabel][]*pod
 	// ports has the modelled ports of a Service of the mesh.
 	ports map[mesh.ServiceName][]*mesh.Service
 	// groups and tcpRoutes have what the routes of the mesh's namespaces allow.

@@ -85,11 +85,11 @@ func (b *builder) endpoint(o *corev1.Service, e *discoveryv1.Endpoint) (mesh.End
 		return mesh.Endpoint{}, false
 	}
 	address = address.Unmap()
-	identity, ok := b.who(o, e.TargetRef, address)
+	out, ok := b.who(o, e.TargetRef, address)
 	if !ok {
 		return mesh.Endpoint{}, false
 	}
-	out := mesh.Endpoint{Address: address, Identity: identity, Draining: draining}
+	out.Draining = draining
 	if e.Zone != nil {
 		out.Zone = *e.Zone
 	}
@@ -110,22 +110,33 @@ func conditions(c discoveryv1.EndpointConditions) (draining, ok bool) {
 	return true, serving && terminating
 }
 
-// who returns the identity at an address, which is nobody's unless a pod of the
-// Service's own namespace proves it: with a proxy, with this uid and address, and
-// selected by the Service. It reports false while the endpoint and the pod do not
-// agree, as when one of the two is old news: to call it in plain text, as one
-// outside the mesh, would be a mistake.
-func (b *builder) who(o *corev1.Service, target *corev1.ObjectReference, address netip.Addr) (mesh.Identity, bool) {
-	if !b.member(o.Namespace) || target == nil || target.Kind != "Pod" {
-		return mesh.Identity{}, true
+// who returns the endpoint at an address with who answers there, which is nobody
+// unless a pod of the Service's own namespace proves it: with a proxy, with this
+// uid and address, and selected by the Service. It reports false while endpoint
+// and pod do not agree, as when one of the two is old news, and for an address
+// that belongs to a pod with a sidecar which the endpoint does not name: to call it
+// in plain text, as one outside the mesh, would be a mistake.
+func (b *builder) who(o *corev1.Service, target *corev1.ObjectReference, address netip.Addr) (mesh.Endpoint, bool) {
+	out := mesh.Endpoint{Address: address}
+	if !b.member(o.Namespace) {
+		return out, true
+	}
+	if target == nil || target.Kind != "Pod" {
+		// Somebody wrote it by hand: it may be anything but one of ours.
+		out.Outside = true
+		return out, !b.sidecarAt[address]
 	}
 	p := b.byName[podName{o.Namespace, target.Name}]
 	switch {
 	case target.Namespace != o.Namespace || p == nil || p.UID != target.UID || !slices.Contains(p.ips, address):
-		return mesh.Identity{}, false
+		return out, false
+	case !p.sidecar:
+		return out, true
 	case !p.hasProxy || !matches(o.Spec.Selector, p.Labels):
-		return mesh.Identity{}, true
+		// It has ended, or has left the Service: its address may soon be another's.
+		return out, false
 	default:
-		return p.identity, true
+		out.Identity = p.identity
+		return out, true
 	}
 }

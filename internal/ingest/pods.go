@@ -20,6 +20,7 @@ type podLabel struct{ namespace, key, value string }
 // A pod is a pod of a namespace of the mesh.
 type pod struct {
 	*corev1.Pod
+	sidecar  bool // it was made with one, which may have ended
 	hasProxy bool
 	identity mesh.Identity
 	ips      []netip.Addr
@@ -29,18 +30,20 @@ type pod struct {
 // pods indexes the pods of the mesh's namespaces.
 func (b *builder) pods() {
 	b.byName = make(map[podName]*pod, len(b.objs.Pods))
+	b.sidecarAt = make(map[netip.Addr]bool, len(b.objs.Pods))
 	b.byLabel = make(map[podLabel][]*pod, len(b.objs.Pods))
 	for _, o := range b.objs.Pods {
 		if !b.member(o.Namespace) {
 			continue
 		}
 		p := &pod{
-			Pod: o, hasProxy: hasProxy(o), ports: map[uint16]claim{},
+			Pod: o, sidecar: sidecar(o), hasProxy: hasProxy(o), ports: map[uint16]claim{},
 			identity: mesh.Identity{Namespace: o.Namespace, ServiceAccount: cmp.Or(o.Spec.ServiceAccountName, "default")},
 		}
 		for _, ip := range o.Status.PodIPs {
 			if a, err := netip.ParseAddr(ip.IP); err == nil {
 				p.ips = append(p.ips, a.Unmap())
+				b.sidecarAt[a.Unmap()] = b.sidecarAt[a.Unmap()] || p.sidecar
 			}
 		}
 		b.byName[podName{o.Namespace, o.Name}] = p
@@ -57,10 +60,12 @@ func (b *builder) pods() {
 // hasProxy reports whether a pod has a sidecar that runs or will run. A pod in
 // the host's network cannot have one, whatever its containers are called.
 func hasProxy(p *corev1.Pod) bool {
-	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
-		return false
-	}
-	return slices.ContainsFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
+	return sidecar(p) && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
+}
+
+// sidecar reports whether a pod was made with a sidecar.
+func sidecar(p *corev1.Pod) bool {
+	return !p.Spec.HostNetwork && slices.ContainsFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
 		return c.Name == proxyContainer && isSidecar(&c)
 	})
 }

@@ -42,6 +42,21 @@ func (b *builder) services() {
 	}
 }
 
+// serviceRanges adds the ClusterIPs of the mesh that no range has, as while a new
+// range is not known yet: what is outside of them counts as egress, and would leave
+// in plain text.
+func (b *builder) serviceRanges() {
+	ranges := b.parts.Settings.ServiceCIDRs
+	for _, s := range b.parts.Services {
+		for _, a := range s.Addresses {
+			if s.InMesh && !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+				ranges = append(slices.Clip(ranges), netip.PrefixFrom(a, a.BitLen()))
+			}
+		}
+	}
+	b.parts.Settings.ServiceCIDRs = ranges
+}
+
 func serviceName(o *corev1.Service) mesh.ServiceName {
 	return mesh.ServiceName{Namespace: o.Namespace, Name: o.Name}
 }

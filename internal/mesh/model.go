@@ -152,6 +152,9 @@ type Endpoint struct {
 	// Identity is who answers there. It is nobody for an endpoint outside the
 	// mesh, which is reached in plain text.
 	Identity Identity `json:"identity,omitzero"`
+	// Outside says that it is no pod of the mesh's namespaces, but an address that
+	// somebody wrote down: to call it is egress.
+	Outside bool `json:"outside,omitempty"`
 	// Draining endpoints finish what they have and get nothing new while others
 	// are left.
 	Draining bool   `json:"draining,omitempty"`

@@ -41,7 +41,7 @@ func (s *Snapshot) prepareShared() {
 			case svc.AlwaysReachable:
 				out = append(out, s.passthrough(svc, svc.Endpoints))
 			case svc.InMesh && s.mode(svc.Name.Namespace) == Permissive:
-				out = append(out, s.bundle(svc, nil))
+				out = append(out, s.bundle(svc, everything(false)))
 			}
 		}
 		return out
@@ -50,23 +50,28 @@ func (s *Snapshot) prepareShared() {
 		var out []*Bundle
 		for i := range s.parts.Services {
 			svc := &s.parts.Services[i]
+			switch {
+			case svc.AlwaysReachable:
+				out = append(out, s.passthrough(svc, svc.Endpoints))
+			case svc.InMesh && s.mode(svc.Name.Namespace) == Permissive:
+				out = append(out, s.bundle(svc, everything(true)))
 			// The pods of a headless Service are outside the service CIDRs, where
 			// the egress setting alone decides.
-			if !svc.InMesh && !svc.AlwaysReachable && !svc.Headless {
+			case !svc.InMesh && !svc.Headless:
 				out = append(out, s.passthrough(svc, nil))
 			}
 		}
-		return byName(s.open(), out)
+		return byName(out)
 	})
 }
 
 // granted returns the bundles of enforced namespaces that a caller has grants
 // for, in any order.
 func (s *Snapshot) granted(caller Identity) []*Bundle {
-	r := reach{}
+	r := reach{grants: map[Identity][]*Grant{}}
 	candidates := map[PortName]*Service{}
 	for _, g := range s.byCaller[caller] {
-		r[g.Server] = append(r[g.Server], g)
+		r.grants[g.Server] = append(r.grants[g.Server], g)
 		for _, svc := range s.serves[g.Server] {
 			candidates[svc.Name] = svc
 			for _, apex := range s.apexes[svc.Name.ServiceName] {
@@ -86,13 +91,19 @@ func (s *Snapshot) granted(caller Identity) []*Bundle {
 	return out
 }
 
-// A reach is the grants of one caller, by server. The nil reach is that of every
-// caller in a permissive namespace: all of it.
-type reach map[Identity][]*Grant
+// A reach is what callers may do: the grants of one, by server; or, where grants
+// is nil, everything in a permissive namespace.
+type reach struct {
+	grants map[Identity][]*Grant
+	egress bool // they may leave the mesh
+}
+
+// everything is the reach of every caller into a permissive namespace.
+func everything(egress bool) reach { return reach{egress: egress} }
 
 // may reports whether the caller may call a port of a server.
 func (r reach) may(server Identity, port uint16, p Protocol) bool {
-	return r == nil || slices.ContainsFunc(r[server], func(g *Grant) bool { return g.opens(port, p) })
+	return r.grants == nil || slices.ContainsFunc(r.grants[server], func(g *Grant) bool { return g.opens(port, p) })
 }
 
 // A side is the part of a Service that a caller may use.
@@ -102,11 +113,17 @@ type side struct {
 	ok         bool // it may use some of it
 }
 
-// side returns what of svc a caller may use. Endpoints outside the mesh are for
-// permissive namespaces only: nothing there could enforce anything.
+// side returns what of svc a caller may use. Endpoints without a proxy are for
+// permissive namespaces only, because nothing there could enforce anything; those
+// that are no pods of the mesh, for callers that may leave it. A headless Service
+// does without the latter: what is dialled there is egress already.
 func (s *Snapshot) side(svc *Service, r reach) side {
-	if r == nil {
-		return side{identities: svc.Identities, endpoints: svc.Endpoints, ok: true}
+	if r.grants == nil {
+		return side{
+			identities: svc.Identities,
+			endpoints:  filter(svc.Endpoints, func(e Endpoint) bool { return !e.Outside || r.egress && !svc.Headless }),
+			ok:         true,
+		}
 	}
 	ports := slices.Clone(svc.TargetPorts)
 	for _, e := range svc.Endpoints {

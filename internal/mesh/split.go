@@ -110,7 +110,11 @@ func weigh(backends []backend) []Endpoint {
 			own += uint64(max(e.Weight, 1))
 		}
 		for _, e := range k.side.endpoints {
-			e.Weight = part(uint64(k.weight), sum, uint64(max(e.Weight, 1)), own)
+			if e.Draining && !live[0].Draining {
+				e.Weight = 0 // it carries nothing, and must not add to the sum
+			} else {
+				e.Weight = part(uint64(k.weight), sum, uint64(max(e.Weight, 1)), own)
+			}
 			out = append(out, e)
 		}
 	}
@@ -118,8 +122,7 @@ func weigh(backends []backend) []Endpoint {
 	return reduce(join(out))
 }
 
-// part returns totalWeight · weight/sum · e/own, rounded, and at least 1. Only
-// draining endpoints, which carry nothing, could come out above totalWeight.
+// part returns totalWeight · weight/sum · e/own, rounded, and at least 1.
 func part(weight, sum, e, own uint64) uint32 {
 	n := new(big.Int).SetUint64(totalWeight)
 	n.Mul(n, new(big.Int).SetUint64(weight)).Mul(n, new(big.Int).SetUint64(e))
@@ -143,6 +146,7 @@ func join(in []Endpoint) []Endpoint {
 }
 
 // reduce divides the weights by what they have in common, for people to read.
+// Envoy takes no weight of zero, so that becomes the least there is.
 func reduce(in []Endpoint) []Endpoint {
 	var common uint32
 	for _, e := range in {
@@ -154,7 +158,7 @@ func reduce(in []Endpoint) []Endpoint {
 		}
 	}
 	for i := range in {
-		in[i].Weight /= common
+		in[i].Weight = max(in[i].Weight/max(common, 1), 1)
 	}
 	return in
 }

@@ -70,3 +70,22 @@ func TestWeighAddsUpSharedEndpoints(t *testing.T) {
 		t.Errorf("a pod of both backends, of which one has another pod, gets %v", got)
 	}
 }
+
+// TestWeighDraining holds that endpoints on their way out, however many, do not
+// add to a sum that Envoy limits.
+func TestWeighDraining(t *testing.T) {
+	many := endpoints(0, 400)
+	for i := range many[1:] {
+		many[i+1].Draining = true
+	}
+	var total, live uint64
+	for _, e := range weigh([]backend{{weight: 50, side: side{ok: true, endpoints: many}}, {weight: 50, side: side{ok: true, endpoints: endpoints(1, 3)}}}) {
+		total += uint64(e.Weight)
+		if !e.Draining {
+			live += uint64(e.Weight)
+		}
+	}
+	if total > math.MaxUint32 || float64(total-live)/float64(total) > 1e-4 {
+		t.Errorf("the weights add up to %d, %d of them of endpoints that carry something", total, live)
+	}
+}

@@ -45,7 +45,7 @@ func (e *encoder) bundle(b *mesh.Bundle, taken lost) {
 		e.headless(b, taken)
 		return
 	}
-	addresses := taken.without(listensAt(b))
+	addresses := taken.without(listens(b))
 	if len(addresses) == 0 {
 		return // only splits lead here
 	}
