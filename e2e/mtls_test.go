@@ -119,6 +119,11 @@ func TestPlainTextFromOutsideIsRefused(t *testing.T) {
 	answersNow(t, clientPod, "http://"+pods[0].Status.PodIP+":8080/", 0)
 	closed(t, strangerPod, service(ns, "speaks-first")+":9000")
 	closed(t, strangerPod, pods[1].Status.PodIP+":9000")
+	// In permissive mode policies are not asked for, but certificates are.
+	annotate(t, ns, "outrigger.dev/traffic-policy", "permissive")
+	opens(t, clientPod, service(ns, "speaks-first")+":9000", bannerText)
+	answersNow(t, strangerPod, echoURL(ns, "server", "/"), 0)
+	closed(t, strangerPod, pods[1].Status.PodIP+":9000")
 	// None of the proxy's ports lets anybody in.
 	for _, port := range []string{"15000", "15001", "15003"} {
 		closed(t, strangerPod, pods[0].Status.PodIP+":"+port, "--send", "GET / HTTP/1.0\r\n\r\n", "--timeout", "2s")

@@ -141,6 +141,26 @@ spec:
 	}
 }
 
+// TestAnAppMayCloseIdleConnections has a server that closes connections about when
+// the next request comes over them, as servers do that are told to stop.
+func TestAnAppMayCloseIdleConnections(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, "on", inMesh)
+	server := httpEcho("server")
+	server.args = append(server.args, "--idle-timeout=40ms")
+	pods := all(t, ns, server, caller("client"))
+	allow(t, ns, "server", ns+"/client")
+	url := echoURL(ns, "server", "/")
+	answers(t, pods[1], url, 200)
+	load, err := cluster.Load(t.Context(), pods[1], url, "--requests", "2000", "--rate", "200")
+	if err == nil {
+		err = load.All("200")
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // scale sets the replicas of a Deployment and waits until as many pods are there,
 // and all of them ready.
 func scale(t *testing.T, ctx context.Context, namespace, name string, replicas int32) { //nolint:revive // t comes first in tests

@@ -19,11 +19,13 @@ import (
 type server struct {
 	port  uint16
 	drain time.Duration
+	idle  time.Duration
 }
 
 func (s *server) flags(cmd *cobra.Command, port uint16, drain time.Duration) {
 	cmd.Flags().Uint16Var(&s.port, "port", port, "port to listen on")
 	cmd.Flags().DurationVar(&s.drain, "drain", drain, "how long to go on serving after the signal to stop")
+	cmd.Flags().DurationVar(&s.idle, "idle-timeout", 0, "close HTTP connections that are idle for so long; 0 for never")
 }
 
 func (s *server) listen(ctx context.Context) (net.Listener, error) {
@@ -48,6 +50,7 @@ func (s *server) serve(ctx context.Context, listener net.Listener, handler http.
 	var stopping atomic.Bool
 	web := &http.Server{
 		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       s.idle,
 		// No mux here: it would answer paths such as /a/../b with a redirect,
 		// and tests want to see what such a path reaches.
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -13,6 +13,7 @@ import (
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -181,12 +182,32 @@ func (e *encoder) inboundRoute(in *mesh.Inbound, p mesh.InboundPort) {
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: inboundName},
 				Timeout:          never(),
+				RetryPolicy:      e.retryReset(),
 			}},
 			TypedPerFilterConfig: map[string]*anypb.Any{rbacFilter: e.any(e.access(in, p))},
 		})},
 		// Only this proxy may say it, see unsentHeader.
 		ResponseHeadersToRemove: []string{unsentHeader},
 	})
+}
+
+// retryReset sends a request again where the application closed the connection
+// without an answer: servers do that to idle connections, when they are told to
+// stop for one, at the very moment when a request comes over them. Whether it was
+// read nobody knows, so this is for methods that ask for nothing to be done. It is
+// what HTTP clients do by themselves, and did before this proxy stood between.
+func (e *encoder) retryReset() *routev3.RetryPolicy {
+	return &routev3.RetryPolicy{
+		RetryOn:    "reset",
+		NumRetries: wrapperspb.UInt32(retryAttempts),
+		RetriableRequestHeaders: []*routev3.HeaderMatcher{{
+			Name: ":method",
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: e.regex("GET|HEAD|OPTIONS|TRACE")},
+			}},
+		}},
+		RetryBackOff: &routev3.RetryPolicy_RetryBackOff{BaseInterval: durationpb.New(retryBackOff)},
+	}
 }
 
 // ownApplication leads to the pod's own application, at the address that was
