@@ -363,9 +363,9 @@ func remove(t *testing.T, pod *corev1.Pod) {
 	}
 	eventually(t, func(ctx context.Context) error {
 		err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(pod), &corev1.Pod{})
-		if client.IgnoreNotFound(err) == nil && err != nil {
-			return nil
+		if err == nil {
+			return fmt.Errorf("pod %s is still there", pod.Name)
 		}
-		return fmt.Errorf("pod %s is still there (%w)", pod.Name, err)
+		return client.IgnoreNotFound(err)
 	})
 }
