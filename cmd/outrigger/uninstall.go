@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -59,7 +60,8 @@ func (i *installation) uninstall(ctx context.Context, kinds bool) error {
 		return err
 	}
 	remove := action.NewUninstall(cfg)
-	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, i.timeout, "foreground"
+	// Helm's own wait may give up at once on a Deployment that is being deleted.
+	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.HookOnlyStrategy, i.timeout, "background"
 	_, err = remove.Run(releaseName)
 	installed := err == nil
 	switch {
@@ -68,6 +70,9 @@ func (i *installation) uninstall(ctx context.Context, kinds bool) error {
 	case err != nil:
 		return fmt.Errorf("uninstall from namespace %s: %w", i.namespace, err)
 	default:
+		if err := i.waitGone(ctx, c); err != nil {
+			return err
+		}
 		i.step("control plane: removed")
 	}
 	if made, err := i.madeNamespace(ctx, c); err != nil {
@@ -130,6 +135,20 @@ func (i *installation) removeNamespace(ctx context.Context, c client.Client) err
 		if err := client.IgnoreNotFound(c.Delete(ctx, made)); err != nil {
 			return fmt.Errorf("delete %T %s/%s: %w", made, i.namespace, made.GetName(), err)
 		}
+	}
+	return nil
+}
+
+// waitGone waits until no pod of the control plane is left: one that still runs
+// would put back what is removed next.
+func (i *installation) waitGone(ctx context.Context, c client.Client) error {
+	var pods corev1.PodList
+	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, i.timeout, true, func(ctx context.Context) (bool, error) {
+		err := c.List(ctx, &pods, client.InNamespace(i.namespace), client.MatchingLabels{"app.kubernetes.io/component": "outriggerd"})
+		return len(pods.Items) == 0, err
+	})
+	if err != nil {
+		return fmt.Errorf("wait until the control plane's pods are gone from namespace %s (%d left): %w", i.namespace, len(pods.Items), err)
 	}
 	return nil
 }
