@@ -29,7 +29,7 @@ func TestWithoutAControlPlaneTrafficGoesOn(t *testing.T) {
 	url := echoURL(ns, "server", "/")
 	answers(t, pods[1], url, 200)
 
-	t.Cleanup(func() { scale(t, context.WithoutCancel(t.Context()), harness.SystemNamespace, "outriggerd", 2) })
+	t.Cleanup(func() { controlPlaneBack(t, context.WithoutCancel(t.Context()), ns) })
 	scale(t, t.Context(), harness.SystemNamespace, "outriggerd", 0)
 	load, err := cluster.Load(t.Context(), pods[1], url, "--requests", "2000", "--rate", "400", "--keep-alive=false")
 	if err == nil {
@@ -52,7 +52,7 @@ func TestWithoutAControlPlaneTrafficGoesOn(t *testing.T) {
 	optedOut.run(t, ns)
 	caller("stranger").run(t, outside)
 
-	scale(t, t.Context(), harness.SystemNamespace, "outriggerd", 2)
+	controlPlaneBack(t, t.Context(), ns)
 	late := caller("late")
 	late.account = "client"
 	pod := late.run(t, ns)
@@ -167,6 +167,22 @@ func scale(t *testing.T, ctx context.Context, namespace, name string, replicas i
 	t.Helper()
 	patchDeployment(t, ctx, namespace, name, map[string]any{"spec": map[string]any{"replicas": replicas}})
 	settled(t, ctx, namespace, name)
+}
+
+// controlPlaneBack starts both replicas and waits until the API server reaches
+// them for a pod of a namespace in the mesh: kube-proxy leads there a moment after
+// they are ready.
+func controlPlaneBack(t *testing.T, ctx context.Context, ns string) { //nolint:revive // t comes first in tests
+	t.Helper()
+	scale(t, ctx, harness.SystemNamespace, "outriggerd", 2)
+	err := harness.Eventually(ctx, patience, func(ctx context.Context) error {
+		pod := app{name: "asks-whether-it-is-back", account: "default"}.podIn(ns)
+		_, err := cluster.Set.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // restart does what `kubectl rollout restart` does, and waits until it is done.
