@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -108,14 +109,23 @@ func TestProbesThatFailWithoutTheMeshFailWithIt(t *testing.T) {
 		}
 		return nil
 	})
+	// The kubelet writes a pod's status a little later than its events.
 	pod := &corev1.Pod{}
-	if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(created), pod); err != nil {
-		t.Fatal(err)
-	}
-	for _, status := range pod.Status.ContainerStatuses {
-		if status.State.Running == nil {
-			t.Errorf("container %s does not run: %v", status.Name, status.State)
+	eventually(t, func(ctx context.Context) error {
+		if err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(created), pod); err != nil {
+			return err
 		}
+		for _, status := range pod.Status.ContainerStatuses {
+			if status.State.Running == nil {
+				return fmt.Errorf("container %s does not run: %v", status.Name, status.State)
+			}
+			if status.Name == "app" && !status.Ready {
+				return errors.New("container app is not ready")
+			}
+		}
+		return nil
+	})
+	for _, status := range pod.Status.ContainerStatuses {
 		if status.Ready != (status.Name == "app") {
 			t.Errorf("container %s: ready is %t", status.Name, status.Ready)
 		}
