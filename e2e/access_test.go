@@ -171,7 +171,9 @@ spec:
 }
 
 // TestADeletedPolicyHoldsOnOpenConnections holds a connection on which requests
-// are answered, and wants the answer to change on that same connection.
+// are answered, and wants the answer to change at once. While another policy names
+// the caller, the server refuses on that same connection; with the last one the
+// caller's proxy forgets the service, and may also end the connection in good order.
 func TestADeletedPolicyHoldsOnOpenConnections(t *testing.T) {
 	t.Parallel()
 	s := openShop(t)
@@ -196,12 +198,27 @@ func TestADeletedPolicyHoldsOnOpenConnections(t *testing.T) {
 		return line
 	}
 	next(200, time.Now())
-	for range 3 {
+	other := fmt.Sprintf(`apiVersion: specs.smi-spec.io/v1alpha4
+kind: HTTPRouteGroup
+metadata: {namespace: %s, name: elsewhere}
+spec:
+  matches: [{name: elsewhere, pathRegex: /elsewhere}]
+---
+`, s.ns) + target(s.ns, "server", "HTTPRouteGroup/elsewhere/elsewhere", s.callers+"/friend")
+	apply(t, "%s", other)
+	answers(t, s.friend, s.url("/elsewhere"), 200)
+	for round := range 4 {
+		const last = 2 // from here on there is no other policy
+		if round == last {
+			if err := cluster.Delete(t.Context(), other); err != nil {
+				t.Fatal(err)
+			}
+		}
 		changed := time.Now()
 		if err := cluster.Delete(t.Context(), policy); err != nil {
 			t.Fatal(err)
 		}
-		if line := next(403, changed); !line.Reused {
+		if line := next(403, changed); round < last && !line.Reused {
 			t.Error("the denial came over a new connection")
 		}
 		for range 20 {
