@@ -27,7 +27,7 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	fmt.Println("The first run builds Kubernetes and takes about 25 minutes on two cores; later ones take two.")
+	fmt.Println("The first run builds Kubernetes and takes about 16 minutes on two cores; later ones take two.")
 	cluster, err := harness.Open(ctx, ".", os.Stdout)
 	if err != nil {
 		return err
