@@ -75,9 +75,10 @@ format: ## format the code
 check-format:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted (make format):"; echo "$$out"; exit 1; fi
 
-generate: ## deep copies and CRDs
+generate: ## deep copies, CRDs and the page about annotations
 	$(TOOL) controller-gen object paths=./internal/api/...
 	$(TOOL) controller-gen crd paths=./internal/api/... output:crd:dir=manifests/crds
+	$(GO) run ./internal/annotation/document > docs/annotations.md
 
 # Apart from generate, so that nothing else depends on protoc and its version,
 # which it writes into the files.
@@ -87,7 +88,7 @@ generate-protocol: ## the signing protocol; needs protoc (Debian's protobuf-comp
 	cd internal/signing && PATH="$(CURDIR)/bin/tools:$$PATH" protoc --go_out=paths=source_relative:. --go-grpc_out=paths=source_relative:. signing.proto
 
 check-generate:
-	@$(MAKE) generate >/dev/null && git diff --exit-code -- internal/api manifests/crds || { echo "generated files are stale: commit what make generate writes"; exit 1; }
+	@$(MAKE) generate >/dev/null && git diff --exit-code -- internal/api manifests/crds docs/annotations.md || { echo "generated files are stale: commit what make generate writes"; exit 1; }
 
 golden: ## rewrite the golden files and show what changed
 	$(GO) test $$(grep -rl --include='*_test.go' 'outrigger/internal/golden"' . | xargs -n1 dirname | sort -u) -update

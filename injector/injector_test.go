@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/yaml"
 
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/golden"
 )
 
@@ -101,6 +102,9 @@ func TestGolden(t *testing.T) {
 			golden.Compare(t, filepath.Join(dir, "patch.golden.json"), indent(t, patch))
 			pod := apply(t, tc.raw, patch)
 			golden.Compare(t, filepath.Join(dir, "pod.golden.yaml"), toYAML(t, pod))
+			if errs := annotation.CheckPod(decode(t, pod).Annotations); len(errs) != 0 {
+				t.Errorf("the injected pod would not be let in: %v", errs)
+			}
 			tc.checkAgain(t, pod)
 			tc.checkForeign(t)
 			tc.checkRemoved(t, pod)

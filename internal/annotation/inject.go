@@ -26,6 +26,49 @@ const (
 	ControlPlane = "control-plane"
 )
 
+func injectSubject() subject {
+	valid := func(value string) bool { _, ok := ParseWord(value); return ok || value == "" }
+	return subject{
+		title: "Join and leave the mesh",
+		text: "The first that is there counts: a pod's label, its annotation, OSM's annotation on it, then what its namespace says. Case does not matter. " +
+			"System namespaces, pods on the host's network, mirror and Windows pods and those of another mesh never get a sidecar.",
+		keys: []Key{
+			{
+				Name: Inject, On: Namespace, As: AsLabel,
+				Type: "word", Allowed: Words, Default: "not in the mesh", Valid: valid,
+				Effect:    "either word puts the namespace into the mesh; `enabled` gives its pods sidecars, `disabled` gives one to pods that ask",
+				Otherwise: "its pods are refused",
+			},
+			{
+				Name: Inject, OSM: OSMInject, On: Pod, As: AsEither,
+				Type: "word", Allowed: Words, Default: "as the namespace says", Valid: valid,
+				Effect:    "whether the pod gets a sidecar. OSM's name is an annotation",
+				Otherwise: "the pod is refused",
+			},
+			{
+				Name: OSMMonitoredBy, On: Namespace, As: AsLabel,
+				Type: "name", Allowed: "the chart's `osmMeshName`", Default: "none", Valid: always,
+				Effect:    "puts the namespace into the mesh; its pods get sidecars if the annotation below says so. Void beside our label, or a label `control-plane`",
+				Otherwise: "it is another mesh's namespace",
+			},
+			{
+				Name: OSMInject, On: Namespace,
+				Type: "word", Allowed: Words, Default: "disabled", Valid: valid,
+				Effect:    "whether pods of a namespace that OSM's label put into the mesh get sidecars",
+				Otherwise: "its pods are refused",
+			},
+			{
+				Name: OSMIgnore, On: Namespace, As: AsLabel,
+				Type: "presence", Allowed: "any value", Default: "absent", Valid: always,
+				Effect:    "keeps the mesh out, whatever else the namespace says",
+				Otherwise: "cannot be",
+			},
+		},
+	}
+}
+
+func always(string) bool { return true }
+
 // A Word is what a namespace or a pod says about injection.
 type Word int
 

@@ -20,6 +20,42 @@ const (
 	MTLS = "outrigger.dev/mtls"
 )
 
+const (
+	allowedMode   = "permissive or enforced"
+	allowedEgress = "allow or deny"
+	allowedMTLS   = "strict or permissive"
+)
+
+func policySubject() subject {
+	return subject{
+		title: "Who may call whom",
+		text:  "SMI objects say more: see [using.md](using.md). Case does not matter.",
+		keys: []Key{
+			{
+				Name: TrafficPolicy, On: Namespace, Type: "word", Allowed: allowedMode, Default: "the chart's `trafficPolicy`",
+				Effect:    "calls to its pods that no grant speaks of: `permissive` allows them, `enforced` denies them",
+				Otherwise: "enforced mode holds",
+				Valid: func(v string) bool {
+					_, err := NamespaceMode(map[string]string{TrafficPolicy: v}, mesh.Enforced)
+					return err == nil
+				},
+			},
+			{
+				Name: MTLS, On: Namespace, Type: "word", Allowed: allowedMTLS, Default: "strict",
+				Effect:    "clients of its pods that speak no mutual TLS: `strict` refuses them, `permissive` lets them in where the traffic policy is permissive too",
+				Otherwise: "only mutual TLS is let in",
+				Valid:     func(v string) bool { _, err := NamespacePlainText(map[string]string{MTLS: v}); return err == nil },
+			},
+			{
+				Name: Egress, On: Namespace, Type: "word", Allowed: allowedEgress, Default: "the chart's `egress`",
+				Effect:    "calls of its pods to what is not in the mesh",
+				Otherwise: "egress is denied",
+				Valid:     func(v string) bool { _, err := NamespaceEgress(map[string]string{Egress: v}, false); return err == nil },
+			},
+		},
+	}
+}
+
 // NamespaceMode returns the mode of a namespace, which is the mesh's unless
 // [TrafficPolicy] says otherwise. With the error it returns the stricter mode,
 // which then holds.
@@ -34,7 +70,7 @@ func NamespaceMode(annotations map[string]string, meshWide mesh.Mode) (mesh.Mode
 	case "enforced":
 		return mesh.Enforced, nil
 	}
-	return mesh.Enforced, &Error{Object: "namespace annotation", Key: TrafficPolicy, Value: value, Allowed: "permissive or enforced"}
+	return mesh.Enforced, &Error{Object: "namespace annotation", Key: TrafficPolicy, Value: value, Allowed: allowedMode}
 }
 
 // NamespaceEgress reports whether the pods of a namespace may leave the mesh,
@@ -51,7 +87,7 @@ func NamespaceEgress(annotations map[string]string, meshWide bool) (bool, error)
 	case "deny":
 		return false, nil
 	}
-	return false, &Error{Object: "namespace annotation", Key: Egress, Value: value, Allowed: "allow or deny"}
+	return false, &Error{Object: "namespace annotation", Key: Egress, Value: value, Allowed: allowedEgress}
 }
 
 // NamespacePlainText reports whether the pods of a namespace let clients in that
@@ -68,5 +104,5 @@ func NamespacePlainText(annotations map[string]string) (bool, error) {
 	case "permissive":
 		return true, nil
 	}
-	return false, &Error{Object: "namespace annotation", Key: MTLS, Value: value, Allowed: "strict or permissive"}
+	return false, &Error{Object: "namespace annotation", Key: MTLS, Value: value, Allowed: allowedMTLS}
 }

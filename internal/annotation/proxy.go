@@ -21,6 +21,50 @@ const (
 	ProxyConcurrency = "outrigger.dev/proxy-concurrency"
 )
 
+const (
+	allowedAmount = "a quantity above zero, such as 100m for CPU or 64Mi for memory"
+	allowedImage  = "the name of an image, without spaces"
+)
+
+func allowedLogLevel() string { return "one of " + strings.Join(LogLevels(), ", ") }
+
+func allowedConcurrency() string {
+	return "a number of threads from 1 to " + strconv.Itoa(MaxConcurrency)
+}
+
+func proxySubject() subject {
+	amount := func(name, what string) Key {
+		return Key{Name: name, On: Pod, Type: "quantity", Allowed: allowedAmount, Effect: what}
+	}
+	s := subject{
+		title: "The sidecar of a pod",
+		text:  "Each annotation changes its own setting of the sidecar and leaves the others as they are in the whole mesh.",
+		keys: []Key{
+			amount(ProxyCPU, "CPU that the sidecar requests"),
+			amount(ProxyMemory, "memory that the sidecar requests"),
+			amount(ProxyCPULimit, "limit of the sidecar's CPU"),
+			amount(ProxyMemoryLimit, "limit of the sidecar's memory"),
+			{Name: ProxyImage, On: Pod, Type: "name", Allowed: allowedImage, Effect: "another image for the sidecar"},
+			{Name: ProxyLogLevel, On: Pod, Type: "word", Allowed: allowedLogLevel(), Effect: "how much Envoy logs"},
+			{Name: ProxyConcurrency, On: Pod, Type: "number", Unit: "threads", Allowed: allowedConcurrency(), Effect: "Envoy's worker threads"},
+		},
+	}
+	return ofPod(s, "the chart's", func(annotations map[string]string) error {
+		_, err := ParseProxy(annotations)
+		return err
+	})
+}
+
+// ofPod completes the keys of a subject whose values parse reads from pods.
+func ofPod(s subject, defaults string, parse func(annotations map[string]string) error) subject {
+	for i := range s.keys {
+		k := &s.keys[i]
+		k.Default, k.Otherwise = defaults, "the pod is refused"
+		k.Valid = func(value string) bool { return parse(map[string]string{k.Name: value}) == nil }
+	}
+	return s
+}
+
 // LogLevels are Envoy's, from most to least.
 func LogLevels() []string {
 	return []string{"trace", "debug", "info", "warning", "error", "critical", "off"}
@@ -59,23 +103,23 @@ func ParseProxy(annotations map[string]string) (Proxy, error) {
 		}
 		amount, err := resource.ParseQuantity(text)
 		if err != nil || amount.Sign() <= 0 {
-			refuse(q.key, "a quantity above zero, such as 100m for CPU or 64Mi for memory")
+			refuse(q.key, allowedAmount)
 			continue
 		}
 		*q.to = &amount
 	}
 	if image, ok := annotations[ProxyImage]; ok && (image == "" || strings.ContainsFunc(image, isSpaceOrControl)) {
-		refuse(ProxyImage, "the name of an image, without spaces")
+		refuse(ProxyImage, allowedImage)
 	}
 	if level, ok := annotations[ProxyLogLevel]; ok {
 		if p.LogLevel = strings.ToLower(level); !slices.Contains(LogLevels(), p.LogLevel) {
-			refuse(ProxyLogLevel, "one of "+strings.Join(LogLevels(), ", "))
+			refuse(ProxyLogLevel, allowedLogLevel())
 		}
 	}
 	if text, ok := annotations[ProxyConcurrency]; ok {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > MaxConcurrency {
-			refuse(ProxyConcurrency, "a number of threads from 1 to "+strconv.Itoa(MaxConcurrency))
+			refuse(ProxyConcurrency, allowedConcurrency())
 		}
 		p.Concurrency = n
 	}

@@ -27,6 +27,32 @@ const (
 	OSMIncludeOutboundCIDRs = "openservicemesh.io/outbound-ip-range-inclusion-list"
 )
 
+const (
+	allowedInbound  = "ports from 1 to 65535 without the mesh's own, 15000 to 15020, separated by commas"
+	allowedOutbound = "ports from 1 to 65535, separated by commas"
+	allowedCIDRs    = "IPv4 or IPv6 ranges such as 10.0.0.0/8 or fd00::/8, separated by commas"
+	allowedUIDs     = "user ids from 0 to 4294967294, separated by commas"
+)
+
+func redirectSubject() subject {
+	s := subject{
+		title: "What goes round the sidecar",
+		text: "Lists of any length, joined with OSM's under its own name and with those of the whole mesh. Cloud metadata (169.254.0.0/16, fd00:ec2::/32), " +
+			"node-local DNS, UDP and the Kubernetes API server need no exclusion.",
+		keys: []Key{
+			{Name: ExcludeInboundPorts, OSM: OSMExcludeInboundPorts, On: Pod, Type: "list", Allowed: allowedInbound, Effect: "these ports of the pod are reached without its proxy"},
+			{Name: ExcludeOutboundPorts, OSM: OSMExcludeOutboundPorts, On: Pod, Type: "list", Allowed: allowedOutbound, Effect: "calls to these ports go without the proxy"},
+			{Name: ExcludeOutboundCIDRs, OSM: OSMExcludeOutboundCIDRs, On: Pod, Type: "list", Allowed: allowedCIDRs, Effect: "calls to these ranges go without the proxy"},
+			{Name: IncludeOutboundCIDRs, OSM: OSMIncludeOutboundCIDRs, On: Pod, Type: "list", Allowed: allowedCIDRs, Effect: "if there are any, only calls to these ranges go through the proxy"},
+			{Name: ExcludeUIDs, On: Pod, Type: "list", Allowed: allowedUIDs, Effect: "calls of these users go without the proxy"},
+		},
+	}
+	return ofPod(s, "none of its own", func(annotations map[string]string) error {
+		_, err := ParseRedirect(annotations)
+		return err
+	})
+}
+
 // A Redirect is what a pod, or the mesh, excepts from redirection. Its lists are
 // sorted and hold nothing twice.
 type Redirect struct {
@@ -46,7 +72,7 @@ func ParseRedirect(annotations map[string]string) (Redirect, error) {
 		for _, key := range keys {
 			list, ok := parseList(annotations[key], parse)
 			if !ok {
-				errs = append(errs, podError(key, annotations[key], allowed+", separated by commas"))
+				errs = append(errs, podError(key, annotations[key], allowed))
 			}
 			*to = append(*to, list...)
 		}
@@ -56,20 +82,20 @@ func ParseRedirect(annotations map[string]string) (Redirect, error) {
 		for _, key := range keys {
 			list, ok := parseList(annotations[key], parseCIDR)
 			if !ok {
-				errs = append(errs, podError(key, annotations[key], "IPv4 or IPv6 ranges such as 10.0.0.0/8 or fd00::/8, separated by commas"))
+				errs = append(errs, podError(key, annotations[key], allowedCIDRs))
 			}
 			*to = append(*to, list...)
 		}
 		*to = union(netip.Prefix.Compare, *to)
 	}
-	ports(&r.ExcludeInboundPorts, parseForeignPort, "ports from 1 to 65535 without the mesh's own, 15000 to 15020", ExcludeInboundPorts, OSMExcludeInboundPorts)
-	ports(&r.ExcludeOutboundPorts, parsePort, "ports from 1 to 65535", ExcludeOutboundPorts, OSMExcludeOutboundPorts)
+	ports(&r.ExcludeInboundPorts, parseForeignPort, allowedInbound, ExcludeInboundPorts, OSMExcludeInboundPorts)
+	ports(&r.ExcludeOutboundPorts, parsePort, allowedOutbound, ExcludeOutboundPorts, OSMExcludeOutboundPorts)
 	cidrs(&r.ExcludeOutboundCIDRs, ExcludeOutboundCIDRs, OSMExcludeOutboundCIDRs)
 	cidrs(&r.IncludeOutboundCIDRs, IncludeOutboundCIDRs, OSMIncludeOutboundCIDRs)
 
 	uids, ok := parseList(annotations[ExcludeUIDs], parseUID)
 	if !ok {
-		errs = append(errs, podError(ExcludeUIDs, annotations[ExcludeUIDs], "user ids from 0 to 4294967294, separated by commas"))
+		errs = append(errs, podError(ExcludeUIDs, annotations[ExcludeUIDs], allowedUIDs))
 	}
 	r.ExcludeUIDs = union(cmp.Compare[uint32], uids)
 	if err := errors.Join(errs...); err != nil {

@@ -1,0 +1,57 @@
+package annotation
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Document returns the registry as docs/annotations.md has it.
+func Document() string {
+	var b strings.Builder
+	b.WriteString(`<!-- Written by make generate from internal/annotation. Do not edit. -->
+
+# Labels and annotations
+
+Everything that you can write on a namespace, a Service or a pod. What belongs on a pod stands, in a Deployment and the like, on the pod template.
+A Service's value wins over its namespace's, and a namespace's over that of the whole mesh (the chart). Words and lists are read as described; durations are
+written as Go does: ` + "`1.5s`, `2m`, `1h30m`" + `.
+
+A value that is not allowed, a key under ` + "`" + Prefix + "`" + ` that is not in this table, and one on a kind of object where it has no effect are refused when the object is made.
+Where one got in otherwise it is left out and reported as an Event on the object (reason ` + "`BadAnnotation`" + `), and what the last column says holds.
+OSM's names in the table mean the same as ours; other names of OSM are overlooked.
+`)
+	for _, s := range subjects() {
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", s.title, s.text)
+		b.WriteString("| key | on | value | default | effect | a bad value |\n|---|---|---|---|---|---|\n")
+		for _, k := range s.keys {
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", k.documentName(), k.documentPlace(), k.documentValue(), cell(k.Default), cell(k.Effect), cell(k.Otherwise))
+		}
+	}
+	return b.String()
+}
+
+func (k Key) documentName() string {
+	name := "`" + k.Name + "`"
+	if k.OSM != "" {
+		name += "<br>OSM: `" + k.OSM + "`"
+	}
+	return name
+}
+
+func (k Key) documentPlace() string {
+	if k.As == AsAnnotation {
+		return k.On.String()
+	}
+	return k.On.String() + " (" + k.As.String() + ")"
+}
+
+func (k Key) documentValue() string {
+	value := k.Type
+	if k.Unit != "" {
+		value += ", in " + k.Unit
+	}
+	return cell(value + ": " + k.Allowed)
+}
+
+// cell escapes what would end a cell of a table.
+func cell(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
