@@ -82,8 +82,8 @@ type builder struct {
 	found problems
 
 	inMesh map[string]mesh.Namespace
-	// byName has every pod of the mesh's namespaces, byLabel only those with a
-	// proxy, under each of their labels.
+	// byName has every pod of the mesh's namespaces, byLabel those that have not
+	// ended, under each of their labels.
 	byName map[podName]*pod
 	// sidecarAt has the addresses of all of them, and whether a pod with a sidecar
 	// is there.

@@ -21,6 +21,7 @@ type podLabel struct{ namespace, key, value string }
 type pod struct {
 	*corev1.Pod
 	sidecar  bool // it was made with one, which may have ended
+	ended    bool // nothing of it runs any more
 	hasProxy bool
 	identity mesh.Identity
 	ips      []netip.Addr
@@ -37,9 +38,10 @@ func (b *builder) pods() {
 			continue
 		}
 		p := &pod{
-			Pod: o, sidecar: sidecar(o), hasProxy: hasProxy(o), ports: map[uint16]claim{},
+			Pod: o, sidecar: sidecar(o), ended: ended(o), ports: map[uint16]claim{},
 			identity: mesh.Identity{Namespace: o.Namespace, ServiceAccount: cmp.Or(o.Spec.ServiceAccountName, "default")},
 		}
+		p.hasProxy = p.sidecar && !p.ended
 		for _, ip := range o.Status.PodIPs {
 			if a, err := netip.ParseAddr(ip.IP); err == nil {
 				p.ips = append(p.ips, a.Unmap())
@@ -47,7 +49,7 @@ func (b *builder) pods() {
 			}
 		}
 		b.byName[podName{o.Namespace, o.Name}] = p
-		if !p.hasProxy {
+		if p.ended {
 			continue
 		}
 		for k, v := range o.Labels {
@@ -57,13 +59,13 @@ func (b *builder) pods() {
 	}
 }
 
-// hasProxy reports whether a pod has a sidecar that runs or will run. A pod in
-// the host's network cannot have one, whatever its containers are called.
-func hasProxy(p *corev1.Pod) bool {
-	return sidecar(p) && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
+// ended reports whether all containers of a pod have ended for good.
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
-// sidecar reports whether a pod was made with a sidecar.
+// sidecar reports whether a pod was made with a sidecar. A pod in the host's
+// network cannot have one, whatever its containers are called.
 func sidecar(p *corev1.Pod) bool {
 	return !p.Spec.HostNetwork && slices.ContainsFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
 		return c.Name == proxyContainer && isSidecar(&c)
@@ -92,8 +94,8 @@ func (b *builder) workloads() {
 	}
 }
 
-// selected returns the pods with a proxy in a namespace that a selector matches.
-// An empty selector matches none. It looks through those of the rarest label only,
+// selected returns the pods of a namespace that a selector matches and that have not
+// ended. An empty selector matches none. It looks through those of the rarest label only,
 // so that thousands of Services in one namespace stay cheap.
 func (b *builder) selected(namespace string, selector map[string]string) []*pod {
 	var fewest []*pod

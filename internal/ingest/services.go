@@ -90,15 +90,20 @@ func (b *builder) foreignService(o *corev1.Service, in []*discoveryv1.EndpointSl
 // the pods that it selects.
 func (b *builder) meshService(o *corev1.Service, in []*discoveryv1.EndpointSlice) {
 	pods := b.selected(o.Namespace, o.Spec.Selector)
+	unserved := len(o.Spec.Selector) > 0 && len(pods) == 0
+	pods = slices.DeleteFunc(pods, func(p *pod) bool { return !p.hasProxy })
 	for _, p := range tcpPorts(o) {
 		svc := newService(o, p)
-		svc.InMesh = true
+		svc.InMesh, svc.Unserved = true, unserved
 		targets := make([]uint16, len(pods))
 		for i, pod := range pods {
 			svc.Identities = append(svc.Identities, pod.identity)
 			if targets[i] = targetPort(p, pod.Pod); targets[i] != 0 {
 				svc.TargetPorts = append(svc.TargetPorts, targets[i])
 			}
+		}
+		if port := targetPort(p, &corev1.Pod{}); unserved && port != 0 {
+			svc.TargetPorts = []uint16{port}
 		}
 		svc.Identities = distinct(svc.Identities, mesh.Identity.Compare)
 		svc.TargetPorts = distinct(svc.TargetPorts, cmp.Compare)

@@ -140,7 +140,11 @@ type Service struct {
 	// selector matches, ready or not, so that a name is accepted before the
 	// first endpoint with it appears. Empty means nobody.
 	Identities []Identity `json:"identities,omitempty"`
-	// TargetPorts are the ports on which those pods serve it, ready or not.
+	// Unserved says that the Service selects pods and that there is none now, with
+	// or without a proxy, so that nobody knows which identities will serve it.
+	Unserved bool `json:"unserved,omitempty"`
+	// TargetPorts are the ports on which those pods serve it, ready or not; without
+	// pods, the one on which they would, if it has a number.
 	TargetPorts []uint16   `json:"targetPorts,omitempty"`
 	Endpoints   []Endpoint `json:"endpoints,omitempty"`
 }

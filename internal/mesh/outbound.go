@@ -72,7 +72,7 @@ func (s *Snapshot) granted(caller Identity) []*Bundle {
 	candidates := map[PortName]*Service{}
 	for _, g := range s.byCaller[caller] {
 		r.grants[g.Server] = append(r.grants[g.Server], g)
-		for _, svc := range s.serves[g.Server] {
+		for _, svc := range slices.Concat(s.serves[g.Server], s.unserved[g.Server.Namespace]) {
 			candidates[svc.Name] = svc
 			for _, apex := range s.apexes[svc.Name.ServiceName] {
 				name := PortName{ServiceName: apex, Port: svc.Name.Port}
@@ -106,11 +106,34 @@ func (r reach) may(server Identity, port uint16, p Protocol) bool {
 	return r.grants == nil || slices.ContainsFunc(r.grants[server], func(g *Grant) bool { return g.opens(port, p) })
 }
 
+// mayOnceServed reports whether the caller could call svc if a server came that it
+// has a grant for. Without pods, a port that is named has no number yet.
+func (r reach) mayOnceServed(svc *Service) bool {
+	for server, grants := range r.grants {
+		if server.Namespace != svc.Name.Namespace {
+			continue
+		}
+		for _, g := range grants {
+			ports := svc.TargetPorts
+			if len(ports) == 0 {
+				ports = append(slices.Clip(g.Ports), 0)
+			}
+			if slices.ContainsFunc(ports, func(p uint16) bool { return g.opens(p, svc.Protocol) }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // A side is the part of a Service that a caller may use.
 type side struct {
 	identities []Identity
 	endpoints  []Endpoint
 	ok         bool // it may use some of it
+	// awaited says that nobody serves it now, and that the caller may perhaps use
+	// what will.
+	awaited bool
 }
 
 // side returns what of svc a caller may use. Endpoints without a proxy are for
@@ -139,11 +162,18 @@ func (s *Snapshot) side(svc *Service, r reach) side {
 		}),
 	}
 	out.ok = len(out.identities) > 0
+	out.awaited = svc.awaitable() && r.mayOnceServed(svc)
 	return out
 }
 
 // bundle returns svc as a caller with a reach sees it, or nil if it may use
 // nothing of it.
+//
+// A Service that nobody serves now, as one that was scaled to zero, has a bundle
+// without servers for every caller with a grant in its namespace that could be for
+// it: they are told that nothing answers (503), and the first pod needs no new
+// listener. Which account that pod will have is not known before there is one, so
+// the bundle accepts nobody and opens nothing.
 func (s *Snapshot) bundle(svc *Service, r reach) *Bundle {
 	own := s.side(svc, r)
 	b := &Bundle{
@@ -159,12 +189,12 @@ func (s *Snapshot) bundle(svc *Service, r reach) *Bundle {
 		b.Routes = []Route{{Shares: []Share{{To: svc.Name, Weight: 1}}}}
 	}
 	if split := s.splits[svc.Name.ServiceName]; split != nil {
-		backends := s.backends(split, svc, r)
-		if !own.ok && len(backends) == 0 {
+		backends, awaited := s.backends(split, svc, r)
+		if !own.ok && !own.awaited && len(backends) == 0 && !awaited {
 			return nil
 		}
 		applySplit(b, split, backends)
-	} else if !own.ok {
+	} else if !own.ok && !own.awaited {
 		return nil
 	}
 	return s.shared(b)

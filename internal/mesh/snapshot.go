@@ -19,6 +19,7 @@ type Snapshot struct {
 	workloads  map[ProxyID]*Workload
 	services   map[PortName]*Service
 	serves     map[Identity][]*Service // in enforced namespaces
+	unserved   map[string][]*Service   // in each enforced namespace
 	byServer   map[Identity][]*Grant
 	byCaller   map[Identity][]*Grant
 	splits     map[ServiceName]*Split
@@ -126,12 +127,15 @@ func (s *Snapshot) index() {
 
 func (s *Snapshot) indexServices() {
 	s.services = make(map[PortName]*Service, len(s.parts.Services))
-	s.serves = map[Identity][]*Service{}
+	s.serves, s.unserved = map[Identity][]*Service{}, map[string][]*Service{}
 	for i := range s.parts.Services {
 		svc := &s.parts.Services[i]
 		s.services[svc.Name] = svc
 		if svc.passthrough() || s.mode(svc.Name.Namespace) == Permissive {
 			continue
+		}
+		if svc.awaitable() {
+			s.unserved[svc.Name.Namespace] = append(s.unserved[svc.Name.Namespace], svc)
 		}
 		for _, id := range svc.Identities {
 			s.serves[id] = append(s.serves[id], svc)
@@ -144,6 +148,10 @@ func (s *Snapshot) mode(namespace string) Mode { return s.namespaces[namespace].
 
 // passthrough reports whether calls to svc leave the mesh.
 func (svc *Service) passthrough() bool { return !svc.InMesh || svc.AlwaysReachable }
+
+// awaitable reports whether callers keep what leads to svc while nobody serves it.
+// What leads to a headless Service are the addresses of its pods.
+func (svc *Service) awaitable() bool { return svc.Unserved && !svc.Headless }
 
 // filter returns those of in that keep wants, in a new slice: what a Snapshot is
 // made of is shared.

@@ -15,20 +15,22 @@ type backend struct {
 // backends returns the backends of a split that the apex's port can send a
 // caller's traffic to. One that is missing, has no such port, is not authorised,
 // or cannot take this traffic is left out, so that its share goes to the others
-// in proportion.
-func (s *Snapshot) backends(split *Split, apex *Service, r reach) []backend {
-	var out []backend
+// in proportion. So is one that nobody serves now; awaited reports whether there is
+// such a one.
+func (s *Snapshot) backends(split *Split, apex *Service, r reach) (out []backend, awaited bool) {
 	for _, share := range split.Backends {
 		name := PortName{ServiceName: ServiceName{Namespace: apex.Name.Namespace, Name: share.Service}, Port: apex.Name.Port}
 		svc := s.services[name]
 		if svc == nil || !Splittable(apex, svc) {
 			continue
 		}
-		if side := s.side(svc, r); side.ok {
+		side := s.side(svc, r)
+		if side.ok {
 			out = append(out, backend{name: name, weight: share.Weight, side: side})
 		}
+		awaited = awaited || side.awaited
 	}
-	return out
+	return out, awaited
 }
 
 // Splittable reports whether a split can send the traffic of one Service port to

@@ -71,6 +71,9 @@ func TestCall(t *testing.T) {
 		"not-http":          {story: only, reason: "the port is declared", q: Question{Caller: "shop/buyer-0", URL: "https://store:80/"}, want: Denied, why: NotHTTP, noChange: true},
 		"tcp-only-for-some": {story: only, reason: "http rules open no port 7000", q: Question{Caller: "shop/buyer-0", URL: "tcp://store:7000"}, want: Denied, why: NoGrant},
 
+		"scaled-to-zero":  {story: "scaled-to-zero", reason: "the way there is kept", q: Question{Caller: "shop/buyer-0", URL: "http://store/"}, want: Allowed, why: NoEndpoint},
+		"scaled-no-grant": {story: "scaled-to-zero", reason: "but not for everybody", q: Question{Caller: "shop/thief-0", URL: "http://store/"}, want: Denied, why: NoMeshServers, noChange: true},
+
 		"partly":              {story: "shop", reason: "one of two kinds of server allows it", q: Question{Caller: "deploy/buyer", Namespace: "shop", Method: "POST", URL: "http://store/orders", Headers: []string{"x-customer: 7"}}, want: Partly, why: NoRule},
 		"manifests":           {story: "shop", reason: "without any cluster", q: Question{Caller: "deploy/buyer", Namespace: "shop", URL: "http://store/books"}, want: Allowed, why: ByRule},
 		"alias":               {story: "shop", reason: "an ExternalName of a Service is that Service", q: Question{Caller: "deploy/buyer", Namespace: "shop", URL: "http://alias/books"}, want: Allowed, why: ByRule},

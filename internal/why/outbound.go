@@ -89,6 +89,11 @@ func protocolSuffix(p corev1.ServicePort) string {
 // ungranted says that the caller's proxy was not even told about a Service.
 func (c *call) ungranted(m *mesh.Service) {
 	ns := m.Name.Namespace
+	if m.Unserved {
+		c.deny(Client, NoMeshServers, "Namespace %s is enforced, and service %s has no pod whose account a policy could speak of.", ns, m.Name)
+		c.answer.Change = &Change{Text: "Start a pod of service " + m.Name.ServiceName.String() + " and ask again: what lets a call through is a policy for the pod's account."}
+		return
+	}
 	if len(c.servers(m)) == 0 {
 		c.deny(Client, NoMeshServers, "Namespace %s is enforced, and no pod of service %s has a proxy that could tell who calls.", ns, m.Name)
 		c.answer.Change = &Change{Text: "No policy can allow this. Give the pods of service " + m.Name.ServiceName.String() + " proxies; outrigger why pod says why one has none."}
@@ -242,10 +247,14 @@ func (c *call) noteSplit(b *mesh.Bundle, r *mesh.Route) {
 func (c *call) backends(b *mesh.Bundle, endpoints []mesh.Endpoint, percent float64, http bool) []Backend {
 	live := live(endpoints)
 	if len(live) == 0 {
-		return []Backend{{
-			Service: b.Name.String(), Percent: percent, Transport: "mtls", Verdict: Allowed, Reason: NoEndpoint,
-			Because: "it has no endpoint that is ready, so the caller's proxy answers 503",
-		}}
+		because := "it has no endpoint that is ready, so the caller's proxy answers 503"
+		if len(b.Identities) == 0 {
+			because = "it has no pod, so the caller's proxy answers 503"
+			if n, _ := c.meshNamespace(b.Name.Namespace); n.Mode == mesh.Enforced {
+				because += "; whether the call is allowed depends on the account of its first pod"
+			}
+		}
+		return []Backend{{Service: b.Name.String(), Percent: percent, Transport: "mtls", Verdict: Allowed, Reason: NoEndpoint, Because: because}}
 	}
 	var out []Backend
 	var total float64
