@@ -11,10 +11,14 @@ import (
 // touching p.
 func canonical(p Parts) Parts {
 	p.Namespaces = sorted(p.Namespaces, func(a, b Namespace) int { return strings.Compare(a.Name, b.Name) })
+	policies := policySet{}
 	p.Workloads = sorted(p.Workloads, func(a, b Workload) int { return a.ID.Compare(b.ID) })
 	for i := range p.Workloads {
 		w := &p.Workloads[i]
 		w.Ports = sorted(w.Ports, func(a, b WorkloadPort) int { return cmp.Compare(a.Port, b.Port) })
+		for j := range w.Ports {
+			w.Ports[j].Policy = policies.canonical(w.Ports[j].Policy)
+		}
 	}
 	p.Services = sorted(p.Services, func(a, b Service) int { return a.Name.Compare(b.Name) })
 	for i := range p.Services {
@@ -22,6 +26,11 @@ func canonical(p Parts) Parts {
 		s.Identities = set(s.Identities, Identity.Compare)
 		s.TargetPorts = set(s.TargetPorts, cmp.Compare)
 		s.Endpoints = sorted(s.Endpoints, Endpoint.compare)
+		for j := range s.Endpoints {
+			s.Endpoints[j].Policy = policies.canonical(s.Endpoints[j].Policy)
+		}
+		s.Policy = policies.canonical(s.Policy)
+		s.Targets = policies.targets(s.Targets)
 	}
 	p.Grants = slices.Clone(p.Grants)
 	for i := range p.Grants {
@@ -43,6 +52,45 @@ func canonical(p Parts) Parts {
 		s.Matches = canonicalMatches(s.Matches)
 	}
 	return p
+}
+
+// A policySet holds the canonical form of policies that many ports share.
+type policySet map[*PortPolicy]*PortPolicy
+
+func (s policySet) canonical(p *PortPolicy) *PortPolicy {
+	if p == nil || len(p.Grants) == 0 {
+		return p
+	}
+	if _, ok := s[p]; !ok {
+		out := *p
+		out.Grants = slices.Clone(out.Grants)
+		for i := range out.Grants {
+			g := &out.Grants[i]
+			g.Callers = set(g.Callers, Identity.Compare)
+			g.Groups = set(g.Groups, cmp.Compare)
+		}
+		slices.SortStableFunc(out.Grants, func(a, b PortGrant) int {
+			return cmp.Or(strings.Compare(a.Source, b.Source), strings.Compare(text(a), text(b)))
+		})
+		s[p] = &out
+	}
+	return s[p]
+}
+
+// targets returns in sorted, each once.
+func (s policySet) targets(in []Target) []Target {
+	out := slices.Clone(in)
+	for i := range out {
+		out[i].Policy = s.canonical(out[i].Policy)
+	}
+	compare := func(a, b Target) int {
+		if c := cmp.Or(a.Identity.Compare(b.Identity), cmp.Compare(a.Port, b.Port)); c != 0 || a.Policy == b.Policy {
+			return c
+		}
+		return strings.Compare(text(a.Policy), text(b.Policy))
+	}
+	slices.SortFunc(out, compare)
+	return slices.CompactFunc(out, func(a, b Target) bool { return compare(a, b) == 0 })
 }
 
 func canonicalMatches(in []HTTPMatch) []HTTPMatch {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // faults returns what is wrong with p, which is canonical. Ingest makes none of
@@ -64,6 +65,25 @@ func (w Workload) fault(inMesh map[string]bool) error {
 		if p.Port == 0 || i > 0 && p.Port == w.Ports[i-1].Port {
 			return fmt.Errorf("port %d is zero or listed twice", p.Port)
 		}
+		if err := p.Policy.fault(); err != nil {
+			return fmt.Errorf("port %d: %w", p.Port, err)
+		}
+	}
+	return nil
+}
+
+// fault returns what is wrong with p, which may be nil.
+func (p *PortPolicy) fault() error {
+	if p == nil {
+		return nil
+	}
+	for _, g := range p.Grants {
+		switch {
+		case slices.ContainsFunc(g.Callers, Identity.IsZero):
+			return fmt.Errorf("grant of %s: it names nobody as a caller", g.Source)
+		case slices.ContainsFunc(g.Groups, func(g Group) bool { return g == "" || strings.Contains(string(g), "/") }):
+			return fmt.Errorf("grant of %s: a group is the name of a namespace, or everyone", g.Source)
+		}
 	}
 	return nil
 }
@@ -81,7 +101,21 @@ func (svc Service) fault(inMesh map[string]bool) error {
 			return fmt.Errorf("identity %s is not one of its namespace", id)
 		}
 	}
+	if err := svc.Policy.fault(); err != nil {
+		return err
+	}
+	for _, t := range svc.Targets {
+		if err := t.Policy.fault(); err != nil {
+			return fmt.Errorf("target %s:%d: %w", t.Identity, t.Port, err)
+		}
+		if t.Port == 0 || !slices.Contains(svc.Identities, t.Identity) {
+			return fmt.Errorf("target %s:%d is no port of the service", t.Identity, t.Port)
+		}
+	}
 	for i, e := range svc.Endpoints {
+		if err := e.Policy.fault(); err != nil {
+			return fmt.Errorf("endpoint %s:%d: %w", e.Address, e.Port, err)
+		}
 		switch {
 		case !e.Address.IsValid() || e.Port == 0:
 			return fmt.Errorf("endpoint %s:%d is incomplete", e.Address, e.Port)

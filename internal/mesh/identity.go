@@ -3,6 +3,7 @@ package mesh
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -42,6 +43,40 @@ func ParseURI(uri, trustDomain string) (Identity, error) {
 		return Identity{}, fmt.Errorf("identity %q is not of the form spiffe://%s/ns/NAMESPACE/sa/SERVICEACCOUNT", uri, trustDomain)
 	}
 	return Identity{Namespace: ns, ServiceAccount: sa}, nil
+}
+
+// A Group is a set of identities: all service accounts of the namespace that it
+// names, or [Everyone]. The zero Group has nobody.
+type Group string
+
+// Everyone is every identity of the mesh.
+const Everyone Group = "*"
+
+// Has reports whether an identity belongs to g. Nobody belongs to Everyone only.
+func (g Group) Has(id Identity) bool {
+	return g == Everyone || g != "" && string(g) == id.Namespace
+}
+
+// String returns "everyone in the mesh" or "namespace NAME".
+func (g Group) String() string {
+	if g == Everyone {
+		return "everyone in the mesh"
+	}
+	return "namespace " + string(g)
+}
+
+// URIPrefix returns what the SPIFFE IDs of the group's identities begin with, and
+// no other identity's.
+func (g Group) URIPrefix(trustDomain string) string {
+	if g == Everyone {
+		return "spiffe://" + trustDomain + "/ns/"
+	}
+	return "spiffe://" + trustDomain + "/ns/" + string(g) + "/sa/"
+}
+
+// InGroups reports whether an identity belongs to one of the groups.
+func InGroups(groups []Group, id Identity) bool {
+	return slices.ContainsFunc(groups, func(g Group) bool { return g.Has(id) })
 }
 
 // A ProxyID names one proxy: the pod it runs in, and which incarnation of it.

@@ -1,14 +1,14 @@
 package mesh
 
 import (
-	"fmt"
+	"cmp"
 	"slices"
 	"strings"
 )
 
 // inbound returns what w serves. Workloads of equal identity and ports share it.
 func (s *Snapshot) inbound(w *Workload) *Inbound {
-	key := fmt.Sprint(w.Identity, w.Ports)
+	key := w.Identity.String() + text(w.Ports)
 	return s.inbounds.get(key, func() *Inbound {
 		in := &Inbound{TrustDomain: s.parts.Settings.TrustDomain, Identity: w.Identity}
 		for _, p := range w.Ports {
@@ -20,15 +20,27 @@ func (s *Snapshot) inbound(w *Workload) *Inbound {
 }
 
 func (s *Snapshot) inboundPort(server Identity, p WorkloadPort) InboundPort {
-	out := InboundPort{Port: p.Port, Protocol: p.Protocol, Mode: s.mode(server.Namespace)}
+	policy := s.policy(server.Namespace, p.Policy)
+	out := InboundPort{Port: p.Port, Protocol: p.Protocol, Mode: policy.Mode, ModeBy: policy.ModeBy}
 	if out.Mode == Permissive {
-		out.PlainText = s.namespaces[server.Namespace].PlainText
+		out.PlainText, out.PlainTextBy = policy.PlainText, policy.PlainTextBy
 		return out
 	}
 	rules := ruleSet{}
+	for _, g := range policy.Grants {
+		if p.Protocol != TCP {
+			rules.add(g.Source, HTTPMatch{}, g.Callers, g.Groups)
+		}
+		if !p.Protocol.IsHTTP() {
+			out.Callers = append(out.Callers, g.Callers...)
+			out.Groups = append(out.Groups, g.Groups...)
+		}
+	}
 	for _, g := range s.byServer[server] {
 		if g.opensHTTP(p.Port, p.Protocol) {
-			rules.add(g)
+			for _, m := range g.HTTP {
+				rules.add(g.Source, m, g.Callers, nil)
+			}
 		}
 		if g.opensTCP(p.Port, p.Protocol) {
 			out.Callers = append(out.Callers, g.Callers...)
@@ -36,6 +48,7 @@ func (s *Snapshot) inboundPort(server Identity, p WorkloadPort) InboundPort {
 	}
 	out.Rules = rules.sorted()
 	out.Callers = set(out.Callers, Identity.Compare)
+	out.Groups = set(out.Groups, cmp.Compare)
 	return out
 }
 
@@ -65,17 +78,20 @@ type merged struct {
 	match   HTTPMatch
 	sources []string
 	callers []Identity
+	groups  []Group
 }
 
-func (r ruleSet) add(g *Grant) {
-	for _, m := range g.HTTP {
-		key := text(m)
-		if r[key] == nil {
-			r[key] = &merged{match: m}
-		}
-		r[key].sources = append(r[key].sources, g.Source)
-		r[key].callers = append(r[key].callers, g.Callers...)
+func (r ruleSet) add(source string, m HTTPMatch, callers []Identity, groups []Group) {
+	if len(callers)+len(groups) == 0 {
+		return // nobody
 	}
+	key := text(m)
+	if r[key] == nil {
+		r[key] = &merged{match: m}
+	}
+	r[key].sources = append(r[key].sources, source)
+	r[key].callers = append(r[key].callers, callers...)
+	r[key].groups = append(r[key].groups, groups...)
 }
 
 // sorted returns the rules, the most specific first.
@@ -86,6 +102,7 @@ func (r ruleSet) sorted() []Rule {
 			Source:  strings.Join(set(m.sources, strings.Compare), ", "),
 			Match:   m.match,
 			Callers: set(m.callers, Identity.Compare),
+			Groups:  set(m.groups, cmp.Compare),
 		})
 	}
 	slices.SortFunc(rules, func(a, b Rule) int { return a.Match.compare(b.Match) })

@@ -93,7 +93,7 @@ func TestPermissivePortsHaveNoRules(t *testing.T) {
 	for _, w := range s.Dump().Workloads {
 		v, _ := s.View(w.ID)
 		for _, p := range v.Inbound.Ports {
-			if p.Mode != s.mode(w.ID.Namespace) || p.Mode == Permissive && (p.Rules != nil || p.Callers != nil) {
+			if p.Mode != s.namespaces[w.ID.Namespace].Mode || p.Mode == Permissive && (p.Rules != nil || p.Callers != nil) {
 				t.Errorf("%s: port %+v", w.ID, p)
 			}
 		}

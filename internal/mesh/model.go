@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -60,6 +61,39 @@ type Namespace struct {
 	// PlainText lets clients in that speak no mTLS, while Mode is Permissive: they
 	// have no identity, so no grant can speak of them.
 	PlainText bool `json:"plainText,omitempty"`
+	// MutualTLSOnly is said of its workloads, where they do not say otherwise; see
+	// [Workload].
+	MutualTLSOnly bool `json:"mutualTLSOnly,omitempty"`
+}
+
+// A PortPolicy is what holds on one port of a pod, where that is not just what the
+// pod's namespace says.
+type PortPolicy struct {
+	// Mode decides about calls that no grant speaks of.
+	Mode Mode `json:"mode,omitempty"`
+	// ModeBy names the object that says so, for people: "Service shop/web". Empty
+	// is the namespace.
+	ModeBy string `json:"modeBy,omitempty"`
+	// PlainText lets clients in that speak no mTLS, while Mode is Permissive.
+	PlainText   bool   `json:"plainText,omitempty"`
+	PlainTextBy string `json:"plainTextBy,omitempty"` // as ModeBy
+	// Grants let callers do everything on this port.
+	Grants []PortGrant `json:"grants,omitempty"`
+}
+
+// A PortGrant lets some callers do everything on the port that it belongs to:
+// every request, and every connection.
+type PortGrant struct {
+	// Source names what made the grant, for people: "Service shop/web allow-from".
+	Source  string     `json:"source"`
+	Callers []Identity `json:"callers,omitempty"`
+	Groups  []Group    `json:"groups,omitempty"`
+}
+
+// Has reports whether g lets an identity in. Nobody stands for an identity of
+// which nothing is known: only what lets everyone in has it.
+func (g PortGrant) Has(caller Identity) bool {
+	return slices.Contains(g.Callers, caller) || InGroups(g.Groups, caller)
 }
 
 // A Protocol is what a port speaks. The zero Protocol is found out connection
@@ -84,12 +118,17 @@ type Workload struct {
 	// Ports are the ports it serves to the mesh: those that the Services which
 	// select the pod lead to. Anything else is closed to other pods.
 	Ports []WorkloadPort `json:"ports,omitempty"`
+	// MutualTLSOnly says that nothing may leave it in plain text for endpoints in
+	// namespaces of the mesh, those without a proxy included.
+	MutualTLSOnly bool `json:"mutualTLSOnly,omitempty"`
 }
 
 // A WorkloadPort is a port of a pod that a Service leads to.
 type WorkloadPort struct {
 	Port     uint16   `json:"port"`
 	Protocol Protocol `json:"protocol,omitempty"`
+	// Policy is nil where the namespace's holds.
+	Policy *PortPolicy `json:"policy,omitempty"`
 }
 
 // A ServiceName names a Kubernetes Service.
@@ -147,6 +186,19 @@ type Service struct {
 	// pods, the one on which they would, if it has a number.
 	TargetPorts []uint16   `json:"targetPorts,omitempty"`
 	Endpoints   []Endpoint `json:"endpoints,omitempty"`
+	// Policy is what this Service says, and holds while it has no pod. It is nil
+	// where the namespace's holds.
+	Policy *PortPolicy `json:"policy,omitempty"`
+	// Targets are what Identities and TargetPorts come to where on any of the ports
+	// something else holds than in the namespace. Otherwise it is empty.
+	Targets []Target `json:"targets,omitempty"`
+}
+
+// A Target is a port that pods of an identity serve a Service on, ready or not.
+type Target struct {
+	Identity Identity    `json:"identity"`
+	Port     uint16      `json:"port"`
+	Policy   *PortPolicy `json:"policy,omitempty"` // nil where the namespace's holds
 }
 
 // An Endpoint is one address that serves a Service port.
@@ -166,6 +218,9 @@ type Endpoint struct {
 	Hostname string `json:"hostname,omitempty"`
 	// Weight is relative to the other endpoints; zero counts as one.
 	Weight uint32 `json:"weight,omitempty"`
+	// Policy is what holds there. It is nil where the namespace's holds, and in a
+	// [Bundle], whose callers it was asked for.
+	Policy *PortPolicy `json:"policy,omitempty"`
 }
 
 // A Grant lets some identities call the workloads of one service account.

@@ -1,78 +1,123 @@
 package mesh
 
 import (
+	"net/netip"
 	"slices"
-	"sync"
 )
 
-// outbound returns where the calls of an identity may go.
-func (s *Snapshot) outbound(caller Identity) *Outbound {
-	return s.outbounds.get(caller, func() *Outbound {
+// A caller is what an Outbound depends on.
+type caller struct {
+	Identity
+	mutualTLSOnly bool
+}
+
+// A liberty is what callers may do whoever they are.
+type liberty struct {
+	egress        bool // they may leave the mesh
+	mutualTLSOnly bool // they may not call in plain text into the mesh's namespaces
+}
+
+// outbound returns where the calls of a caller may go.
+func (s *Snapshot) outbound(c caller) *Outbound {
+	return s.outbounds.get(c, func() *Outbound {
 		out := &Outbound{
-			TrustDomain:  s.parts.Settings.TrustDomain,
-			Caller:       caller,
-			ServiceCIDRs: s.parts.Settings.ServiceCIDRs,
-			AllowEgress:  s.namespaces[caller.Namespace].AllowEgress,
+			TrustDomain:   s.parts.Settings.TrustDomain,
+			Caller:        c.Identity,
+			ServiceCIDRs:  s.parts.Settings.ServiceCIDRs,
+			AllowEgress:   s.namespaces[c.Namespace].AllowEgress,
+			MutualTLSOnly: c.mutualTLSOnly,
+		}
+		l := liberty{egress: out.AllowEgress, mutualTLSOnly: c.mutualTLSOnly}
+		bundles := s.open.get(l, func() []*Bundle { return s.openBundles(l) })
+		if more := s.granted(c.Identity, l); len(more) > 0 {
+			bundles = over(bundles, more)
+		}
+		if c.mutualTLSOnly {
+			out.Refused = without(s.unmeshed(), bundles)
 		}
 		out.Key = digest(out)
-		out.Bundles = s.open()
-		if out.AllowEgress {
-			out.Bundles = s.outside()
-		}
-		if more := s.granted(caller); len(more) > 0 {
-			out.Bundles = byName(out.Bundles, more)
-		}
+		out.Bundles = bundles
 		return out
 	})
 }
 
-func byName(lists ...[]*Bundle) []*Bundle {
-	return sorted(slices.Concat(lists...), func(a, b *Bundle) int { return a.Name.Compare(b.Name) })
+// over returns the bundles of both lists by name, those of more where both have
+// one.
+func over(bundles, more []*Bundle) []*Bundle {
+	replaced := make(map[PortName]bool, len(more))
+	for _, b := range more {
+		replaced[b.Name] = true
+	}
+	kept := filter(bundles, func(b *Bundle) bool { return !replaced[b.Name] })
+	return sorted(append(kept, more...), func(a, b *Bundle) int { return a.Name.Compare(b.Name) })
 }
 
-// prepareShared makes ready the bundles that do not depend on who calls, apart
-// from whether it may leave the mesh. Callers without grants share these slices.
-func (s *Snapshot) prepareShared() {
-	s.open = sync.OnceValue(func() []*Bundle {
-		var out []*Bundle
-		for i := range s.parts.Services {
-			svc := &s.parts.Services[i]
-			switch {
-			case svc.AlwaysReachable:
-				out = append(out, s.passthrough(svc, svc.Endpoints))
-			case svc.InMesh && s.mode(svc.Name.Namespace) == Permissive:
-				out = append(out, s.bundle(svc, everything(false)))
+// openBundles returns what every caller of a liberty has, whoever it is, by name.
+// Callers without grants share the slice.
+func (s *Snapshot) openBundles(l liberty) []*Bundle {
+	var out []*Bundle
+	for i := range s.parts.Services {
+		svc := &s.parts.Services[i]
+		switch {
+		case svc.AlwaysReachable:
+			out = append(out, s.passthrough(svc, svc.Endpoints))
+		case svc.InMesh:
+			if b := s.bundle(svc, reach{liberty: l}); b != nil {
+				out = append(out, b)
 			}
+		// The pods of a headless Service are outside the service CIDRs, where
+		// the egress setting alone decides.
+		case l.egress && !svc.Headless:
+			out = append(out, s.passthrough(svc, nil))
 		}
-		return out
-	})
-	s.outside = sync.OnceValue(func() []*Bundle {
-		var out []*Bundle
-		for i := range s.parts.Services {
-			svc := &s.parts.Services[i]
-			switch {
-			case svc.AlwaysReachable:
-				out = append(out, s.passthrough(svc, svc.Endpoints))
-			case svc.InMesh && s.mode(svc.Name.Namespace) == Permissive:
-				out = append(out, s.bundle(svc, everything(true)))
-			// The pods of a headless Service are outside the service CIDRs, where
-			// the egress setting alone decides.
-			case !svc.InMesh && !svc.Headless:
-				out = append(out, s.passthrough(svc, nil))
-			}
-		}
-		return byName(out)
-	})
+	}
+	return out
 }
 
-// granted returns the bundles of enforced namespaces that a caller has grants
-// for, in any order.
-func (s *Snapshot) granted(caller Identity) []*Bundle {
-	r := reach{grants: map[Identity][]*Grant{}}
+// findUnmeshed returns where pods without a proxy serve Services of the mesh.
+func (s *Snapshot) findUnmeshed() []netip.AddrPort {
+	var out []netip.AddrPort
+	for i := range s.parts.Services {
+		svc := &s.parts.Services[i]
+		if svc.passthrough() {
+			continue
+		}
+		for _, e := range svc.Endpoints {
+			if e.Identity.IsZero() && !e.Outside {
+				out = append(out, netip.AddrPortFrom(e.Address, e.Port))
+			}
+		}
+	}
+	return set(out, netip.AddrPort.Compare)
+}
+
+// without returns the addresses at which none of the bundles is called.
+func without(addresses []netip.AddrPort, bundles []*Bundle) []netip.AddrPort {
+	if len(addresses) == 0 {
+		return nil
+	}
+	called := map[netip.AddrPort]bool{}
+	for _, b := range bundles {
+		for _, a := range b.Addresses {
+			called[netip.AddrPortFrom(a, b.Name.Port)] = true
+		}
+		if !b.Headless && !b.Passthrough {
+			continue
+		}
+		for _, e := range b.Endpoints {
+			called[netip.AddrPortFrom(e.Address, e.Port)] = true
+		}
+	}
+	return filter(addresses, func(a netip.AddrPort) bool { return !called[a] })
+}
+
+// granted returns the bundles that a caller sees otherwise than everyone, because
+// grants name it, in any order.
+func (s *Snapshot) granted(id Identity, l liberty) []*Bundle {
+	r := reach{liberty: l, caller: id, grants: map[Identity][]*Grant{}}
 	candidates := map[PortName]*Service{}
-	for _, g := range s.byCaller[caller] {
-		r.grants[g.Server] = append(r.grants[g.Server], g)
-		for _, svc := range slices.Concat(s.serves[g.Server], s.unserved[g.Server.Namespace]) {
+	add := func(services []*Service) {
+		for _, svc := range services {
 			candidates[svc.Name] = svc
 			for _, apex := range s.apexes[svc.Name.ServiceName] {
 				name := PortName{ServiceName: apex, Port: svc.Name.Port}
@@ -82,6 +127,13 @@ func (s *Snapshot) granted(caller Identity) []*Bundle {
 			}
 		}
 	}
+	for _, g := range s.byCaller[id] {
+		r.grants[g.Server] = append(r.grants[g.Server], g)
+		add(s.serves[g.Server])
+		add(s.unserved[g.Server.Namespace])
+	}
+	add(s.letting[Group(id.Namespace)])
+	add(s.lettingOne[id])
 	var out []*Bundle
 	for _, svc := range candidates {
 		if b := s.bundle(svc, r); b != nil {
@@ -91,24 +143,31 @@ func (s *Snapshot) granted(caller Identity) []*Bundle {
 	return out
 }
 
-// A reach is what callers may do: the grants of one, by server; or, where grants
-// is nil, everything in a permissive namespace.
+// A reach is what a caller may do.
 type reach struct {
-	grants map[Identity][]*Grant
-	egress bool // they may leave the mesh
+	liberty
+	caller Identity              // nobody, if it may be anyone
+	grants map[Identity][]*Grant // those that name it, by server
 }
 
-// everything is the reach of every caller into a permissive namespace.
-func everything(egress bool) reach { return reach{egress: egress} }
+// may reports whether the caller may call a port of a server, where a policy holds.
+func (r reach) may(server Identity, port uint16, p Protocol, policy *PortPolicy) bool {
+	return policy.Mode == Permissive ||
+		slices.ContainsFunc(r.grants[server], func(g *Grant) bool { return g.opens(port, p) }) ||
+		policy.has(r.caller)
+}
 
-// may reports whether the caller may call a port of a server.
-func (r reach) may(server Identity, port uint16, p Protocol) bool {
-	return r.grants == nil || slices.ContainsFunc(r.grants[server], func(g *Grant) bool { return g.opens(port, p) })
+// has reports whether one of the policy's grants lets a caller in.
+func (p *PortPolicy) has(caller Identity) bool {
+	return slices.ContainsFunc(p.Grants, func(g PortGrant) bool { return g.Has(caller) })
 }
 
 // mayOnceServed reports whether the caller could call svc if a server came that it
 // has a grant for. Without pods, a port that is named has no number yet.
 func (r reach) mayOnceServed(svc *Service) bool {
+	if svc.Policy != nil && svc.Policy.has(r.caller) {
+		return true
+	}
 	for server, grants := range r.grants {
 		if server.Namespace != svc.Name.Namespace {
 			continue
@@ -136,34 +195,66 @@ type side struct {
 	awaited bool
 }
 
-// side returns what of svc a caller may use. Endpoints without a proxy are for
-// permissive namespaces only, because nothing there could enforce anything; those
-// that are no pods of the mesh, for callers that may leave it. A headless Service
-// does without the latter: what is dialled there is egress already.
+// side returns what of svc a caller may use.
 func (s *Snapshot) side(svc *Service, r reach) side {
-	if r.grants == nil {
-		return side{
-			identities: svc.Identities,
-			endpoints:  filter(svc.Endpoints, func(e Endpoint) bool { return !e.Outside || r.egress && !svc.Headless }),
-			ok:         true,
+	out := side{endpoints: filter(svc.Endpoints, func(e Endpoint) bool { return s.mayUse(svc, e, r) })}
+	for i := range out.endpoints {
+		out.endpoints[i].Policy = nil // it has been asked
+	}
+	permissive := s.policy(svc.Name.Namespace, svc.Policy).Mode == Permissive
+	if permissive && len(svc.Targets) == 0 {
+		out.identities = svc.Identities
+	} else {
+		out.identities = s.mayFind(svc, r)
+	}
+	// Where no pod has a proxy, there is nothing for a caller that wants one.
+	refuses := r.mutualTLSOnly && slices.ContainsFunc(svc.Endpoints, func(e Endpoint) bool { return e.Identity.IsZero() && !e.Outside })
+	out.ok = len(out.identities) > 0 || len(out.endpoints) > 0 || permissive && !refuses
+	out.awaited = svc.awaitable() && r.mayOnceServed(svc)
+	return out
+}
+
+// mayUse reports whether a caller may use an endpoint. One without a proxy is for
+// permissive mode only, because nothing there could enforce anything, and for callers
+// that may call it in plain text; one that is no pod of the mesh, for callers that may
+// leave it. A headless Service does without the latter: what is dialled there is
+// egress already.
+func (s *Snapshot) mayUse(svc *Service, e Endpoint, r reach) bool {
+	policy := s.policy(svc.Name.Namespace, e.Policy)
+	switch {
+	case !e.Identity.IsZero():
+		return r.may(e.Identity, e.Port, svc.Protocol, policy)
+	case e.Outside:
+		return policy.Mode == Permissive && r.egress && !svc.Headless
+	default:
+		return policy.Mode == Permissive && !r.mutualTLSOnly
+	}
+}
+
+// mayFind returns the identities with a port, ready or not, that a caller may use.
+func (s *Snapshot) mayFind(svc *Service, r reach) []Identity {
+	ns := svc.Name.Namespace
+	found := map[Identity]bool{}
+	for _, e := range svc.Endpoints {
+		if !e.Identity.IsZero() && r.may(e.Identity, e.Port, svc.Protocol, s.policy(ns, e.Policy)) {
+			found[e.Identity] = true
 		}
+	}
+	for _, t := range svc.Targets {
+		if r.may(t.Identity, t.Port, svc.Protocol, s.policy(ns, t.Policy)) {
+			found[t.Identity] = true
+		}
+	}
+	if len(svc.Targets) > 0 {
+		return filter(svc.Identities, func(id Identity) bool { return found[id] })
 	}
 	ports := slices.Clone(svc.TargetPorts)
 	for _, e := range svc.Endpoints {
 		ports = append(ports, e.Port)
 	}
-	ports = set(ports, func(a, b uint16) int { return int(a) - int(b) })
-	out := side{
-		identities: filter(svc.Identities, func(id Identity) bool {
-			return slices.ContainsFunc(ports, func(p uint16) bool { return r.may(id, p, svc.Protocol) })
-		}),
-		endpoints: filter(svc.Endpoints, func(e Endpoint) bool {
-			return !e.Identity.IsZero() && r.may(e.Identity, e.Port, svc.Protocol)
-		}),
-	}
-	out.ok = len(out.identities) > 0
-	out.awaited = svc.awaitable() && r.mayOnceServed(svc)
-	return out
+	return filter(svc.Identities, func(id Identity) bool {
+		return found[id] || slices.ContainsFunc(ports, func(p uint16) bool { return r.may(id, p, svc.Protocol, s.policy(ns, nil)) })
+	})
 }
 
 // bundle returns svc as a caller with a reach sees it, or nil if it may use

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"sync"
 )
 
 // A Snapshot is everything needed to configure any proxy, at one moment. It
@@ -16,22 +18,27 @@ type Snapshot struct {
 	version string
 
 	namespaces map[string]Namespace
+	defaults   map[string]*PortPolicy // what holds in each namespace of the mesh
 	workloads  map[ProxyID]*Workload
 	services   map[PortName]*Service
-	serves     map[Identity][]*Service // in enforced namespaces
-	unserved   map[string][]*Service   // in each enforced namespace
+	serves     map[Identity][]*Service // where it is not all permissive
+	unserved   map[string][]*Service   // likewise, in each namespace
+	letting    map[Group][]*Service    // whose ports have a grant for a group
+	lettingOne map[Identity][]*Service // or for an identity
 	byServer   map[Identity][]*Grant
 	byCaller   map[Identity][]*Grant
 	splits     map[ServiceName]*Split
 	apexes     map[ServiceName][]ServiceName // of the splits that name a backend
 
-	trust   *Trust
-	open    func() []*Bundle // what every caller has, made at the first call
-	outside func() []*Bundle // what every caller with egress has, open included
+	trust *Trust
+	// unmeshed are the addresses of pods without a proxy that Services of the mesh
+	// lead to, sorted; made at the first call.
+	unmeshed func() []netip.AddrPort
 	// Views are made when they are asked for, and then kept.
 	inbounds  memo[string, *Inbound]
-	outbounds memo[Identity, *Outbound]
-	bundles   memo[string, *Bundle] // by key, so that equal ones are one
+	outbounds memo[caller, *Outbound]
+	open      memo[liberty, []*Bundle] // what every caller of that liberty has
+	bundles   memo[string, *Bundle]    // by key, so that equal ones are one
 }
 
 // NewSnapshot sorts, checks and indexes parts. The same parts in another order
@@ -85,18 +92,22 @@ func (s *Snapshot) View(id ProxyID) (View, bool) {
 	if !ok {
 		return View{}, false
 	}
-	return View{Trust: s.trust, Inbound: s.inbound(w), Outbound: s.outbound(w.Identity)}, true
+	return View{Trust: s.trust, Inbound: s.inbound(w), Outbound: s.outbound(caller{w.Identity, w.MutualTLSOnly})}, true
 }
 
 // Outbound returns where the calls of an identity may go, whether or not a
-// workload has it now.
-func (s *Snapshot) Outbound(caller Identity) *Outbound { return s.outbound(caller) }
+// workload has it now: one that has nothing to say beyond its namespace.
+func (s *Snapshot) Outbound(id Identity) *Outbound {
+	return s.outbound(caller{id, s.namespaces[id.Namespace].MutualTLSOnly})
+}
 
 func (s *Snapshot) index() {
 	p := s.parts
 	s.namespaces = make(map[string]Namespace, len(p.Namespaces))
+	s.defaults = make(map[string]*PortPolicy, len(p.Namespaces))
 	for _, n := range p.Namespaces {
 		s.namespaces[n.Name] = n
+		s.defaults[n.Name] = &PortPolicy{Mode: n.Mode, PlainText: n.PlainText}
 	}
 	s.workloads = make(map[ProxyID]*Workload, len(p.Workloads))
 	for i := range p.Workloads {
@@ -122,16 +133,21 @@ func (s *Snapshot) index() {
 	}
 	s.trust = &Trust{TrustDomain: p.Settings.TrustDomain, Bundle: p.Settings.TrustBundle}
 	s.trust.Key = digest(s.trust)
-	s.prepareShared()
+	s.unmeshed = sync.OnceValue(s.findUnmeshed)
 }
 
 func (s *Snapshot) indexServices() {
 	s.services = make(map[PortName]*Service, len(s.parts.Services))
 	s.serves, s.unserved = map[Identity][]*Service{}, map[string][]*Service{}
+	s.letting, s.lettingOne = map[Group][]*Service{}, map[Identity][]*Service{}
 	for i := range s.parts.Services {
 		svc := &s.parts.Services[i]
 		s.services[svc.Name] = svc
-		if svc.passthrough() || s.mode(svc.Name.Namespace) == Permissive {
+		if svc.passthrough() {
+			continue
+		}
+		s.indexGrants(svc)
+		if len(svc.Targets) == 0 && s.policy(svc.Name.Namespace, svc.Policy).Mode == Permissive {
 			continue
 		}
 		if svc.awaitable() {
@@ -143,8 +159,48 @@ func (s *Snapshot) indexServices() {
 	}
 }
 
-// mode returns the Mode of a namespace; one that is not in the mesh is enforced.
-func (s *Snapshot) mode(namespace string) Mode { return s.namespaces[namespace].Mode }
+// indexGrants notes whom the ports of a Service let in by grants of their own.
+func (s *Snapshot) indexGrants(svc *Service) {
+	groups, ones := map[Group]bool{}, map[Identity]bool{}
+	note := func(p *PortPolicy) {
+		if p == nil {
+			return
+		}
+		for _, g := range p.Grants {
+			for _, group := range g.Groups {
+				groups[group] = true
+			}
+			for _, id := range g.Callers {
+				ones[id] = true
+			}
+		}
+	}
+	note(svc.Policy)
+	for _, t := range svc.Targets {
+		note(t.Policy)
+	}
+	for _, e := range svc.Endpoints {
+		note(e.Policy)
+	}
+	for g := range groups {
+		s.letting[g] = append(s.letting[g], svc)
+	}
+	for id := range ones {
+		s.lettingOne[id] = append(s.lettingOne[id], svc)
+	}
+}
+
+// policy returns p or, where that is nil, what holds in a namespace. One that is
+// not in the mesh is enforced.
+func (s *Snapshot) policy(namespace string, p *PortPolicy) *PortPolicy {
+	if p != nil {
+		return p
+	}
+	if p = s.defaults[namespace]; p != nil {
+		return p
+	}
+	return &PortPolicy{}
+}
 
 // passthrough reports whether calls to svc leave the mesh.
 func (svc *Service) passthrough() bool { return !svc.InMesh || svc.AlwaysReachable }

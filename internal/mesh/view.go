@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -34,31 +35,54 @@ type InboundPort struct {
 	Port     uint16   `json:"port"`
 	Protocol Protocol `json:"protocol,omitempty"`
 	Mode     Mode     `json:"mode,omitempty"`
+	// ModeBy names the object that decided Mode; empty is the namespace.
+	ModeBy string `json:"modeBy,omitempty"`
 	// Rules say which requests are allowed when the port speaks HTTP in enforced
 	// mode: a request is allowed if any rule covers it. No rule denies all.
 	Rules []Rule `json:"rules,omitempty"`
 	// PlainText also lets clients in that speak no mTLS.
 	PlainText bool `json:"plainText,omitempty"`
-	// Callers may connect when the port speaks TCP in enforced mode. Empty means
-	// nobody. Permissive mode lets everyone in who has the mesh's trust.
+	// PlainTextBy names the object that decided PlainText, where it was not the
+	// namespace.
+	PlainTextBy string `json:"plainTextBy,omitempty"`
+	// Callers and Groups may connect when the port speaks TCP in enforced mode.
+	// Both empty means nobody. Permissive mode lets everyone in who has the mesh's
+	// trust.
 	Callers []Identity `json:"callers,omitempty"`
+	Groups  []Group    `json:"groups,omitempty"`
+}
+
+// MayConnect reports whether the port's list for TCP has a caller.
+func (p InboundPort) MayConnect(caller Identity) bool {
+	return slices.Contains(p.Callers, caller) || InGroups(p.Groups, caller)
 }
 
 // A Rule allows some identities some requests.
 type Rule struct {
 	Source  string     `json:"source"` // the object that made it
 	Match   HTTPMatch  `json:"match"`
-	Callers []Identity `json:"callers"` // sorted, never empty
+	Callers []Identity `json:"callers"`          // sorted; with Groups never empty
+	Groups  []Group    `json:"groups,omitempty"` // sorted
+}
+
+// Has reports whether r allows a caller what it matches.
+func (r Rule) Has(caller Identity) bool {
+	return slices.Contains(r.Callers, caller) || InGroups(r.Groups, caller)
 }
 
 // Outbound is where the calls of an identity may go. All workloads of a service
-// account share one.
+// account share one, or two where only some of them are MutualTLSOnly.
 type Outbound struct {
 	Key          string         `json:"key"` // of everything here but Bundles
 	TrustDomain  string         `json:"trustDomain"`
 	Caller       Identity       `json:"caller"`
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
 	AllowEgress  bool           `json:"allowEgress,omitempty"`
+	// MutualTLSOnly forbids plain text into the namespaces of the mesh. The bundles
+	// have no endpoint then that would need it, and calls to the addresses in
+	// Refused, which are those of such endpoints, are denied.
+	MutualTLSOnly bool             `json:"mutualTLSOnly,omitempty"`
+	Refused       []netip.AddrPort `json:"refused,omitempty"` // sorted; no bundle has one
 	// Bundles are sorted by name. An address inside ServiceCIDRs that no bundle
 	// has is denied.
 	Bundles []*Bundle `json:"bundles,omitempty"`

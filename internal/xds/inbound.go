@@ -23,10 +23,10 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
-// plainTimeout is how long a client of a TCP port that takes plain text may stay silent
-// before its connection counts as plain text where the server speaks first. It
-// is long enough for a late ClientHello.
-const plainTimeout = time.Second
+// plainTimeout is how long a client may stay silent before its connection counts as
+// plain text, where the server may speak first. It is long enough for a ClientHello
+// that is late or was lost twice on its way.
+const plainTimeout = 2 * time.Second
 
 // The proxy reaches its own application from these addresses, by which iptables
 // know not to redirect again. outrigger-init puts the second on loopback.
@@ -57,16 +57,17 @@ func (e *encoder) inbound(in inboundPart) {
 	e.part.Name = inboundName
 	l := e.captured(inboundName, bootstrap.InboundPort, in.dualStack)
 	l.TrafficDirection = corev3.TrafficDirection_INBOUND
+	// Both are for ports that take plain text, and hold always: a change of what is
+	// not in a chain would replace the whole listener, and cut the connections of
+	// every port. To a silent client of a strict port it is closed either way.
+	l.ListenerFiltersTimeout = durationpb.New(plainTimeout)
+	l.ContinueOnListenerFiltersTimeout = true
 	var served []*listenerv3.ListenerFilterChainMatchPredicate
 	for _, p := range in.Ports {
 		if p.Port >= firstOwnPort && p.Port <= lastOwnPort {
 			continue
 		}
 		served = append(served, isPort(p.Port))
-		if p.PlainText && !p.Protocol.IsHTTP() {
-			l.ListenerFiltersTimeout = durationpb.New(plainTimeout)
-			l.ContinueOnListenerFiltersTimeout = true
-		}
 		l.FilterChains = append(l.FilterChains, e.inboundChains(in, p)...)
 		if p.Protocol != mesh.TCP {
 			e.inboundRoute(in.Inbound, p)
@@ -150,7 +151,7 @@ func mayConnect(trustDomain string, p mesh.InboundPort) []*tlsv3.SubjectAltNameM
 	if p.Mode == mesh.Permissive {
 		return anyName(trustDomain)
 	}
-	return exactNames(trustDomain, p.Callers)
+	return uriNames(names(trustDomain, p.Callers, p.Groups))
 }
 
 func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort) *hcmv3.HttpConnectionManager {

@@ -21,12 +21,12 @@ import (
 // outbound encodes what a proxy has besides its bundles: the listener that all
 // calls of the pod come to, and what happens to those that no bundle takes.
 //
-// The listener depends on the ranges of ClusterIPs only. Where its chains lead
+// Its listener depends on the ranges of ClusterIPs only. Where its chains lead
 // is a matter of the cluster egress, so that this setting cuts no connection.
 func (e *encoder) outbound(o *mesh.Outbound) {
 	e.part.Name = outboundName
 	for _, end := range []deadEnd{
-		{deniedName, notAllowed},
+		{deniedName, whyDenied(o)},
 		{egressDenied, fmt.Sprintf("egress is denied in namespace %s, and this is outside the mesh", o.Caller.Namespace)},
 	} {
 		e.add(Listener, end.name, e.deadEnd(o.Caller, end))
@@ -40,6 +40,16 @@ func (e *encoder) outbound(o *mesh.Outbound) {
 	e.add(Cluster, passthroughName, originalDst(passthroughName))
 	e.add(Cluster, closedName, nowhere(closedName))
 	e.add(Listener, outboundName, e.outboundListener(o))
+	for _, a := range o.Refused {
+		name := deniedName + variantMark + a.String()
+		e.add(Listener, name, &listenerv3.Listener{
+			Name:             name,
+			Address:          address(a),
+			BindToPort:       wrapperspb.Bool(false),
+			TrafficDirection: corev3.TrafficDirection_OUTBOUND,
+			FilterChains:     []*listenerv3.FilterChain{chain("refused", e.rememberAddress(), e.tcpProxy(outboundName, deniedName))},
+		})
+	}
 }
 
 func (e *encoder) outboundListener(o *mesh.Outbound) *listenerv3.Listener {
@@ -155,6 +165,15 @@ func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listene
 }
 
 const notAllowed = "enforced mode: no policy lets it call this address, or nothing serves it"
+
+// whyDenied says why a call inside the service ranges, or to a refused address, may
+// not be made.
+func whyDenied(o *mesh.Outbound) string {
+	if o.MutualTLSOnly {
+		return "enforced mode, or strict mutual TLS: no policy lets it call this address, or nothing with a proxy serves it"
+	}
+	return notAllowed
+}
 
 // denial says who may not call what, why, and what to run to find out more. The
 // names in the command are those of the pod that asked; the quotes are for shells,

@@ -27,7 +27,7 @@ func (e *encoder) access(in *mesh.Inbound, p mesh.InboundPort) *rbacfilterv3.RBA
 	}
 	rules := denyAll()
 	for i, r := range p.Rules {
-		if len(r.Callers) == 0 {
+		if len(r.Callers)+len(r.Groups) == 0 {
 			continue // nobody
 		}
 		if rules.Rules.Policies == nil {
@@ -35,18 +35,17 @@ func (e *encoder) access(in *mesh.Inbound, p mesh.InboundPort) *rbacfilterv3.RBA
 		}
 		rules.Rules.Policies[fmt.Sprintf("%03d %s", i, r.Source)] = &rbacv3.Policy{
 			Permissions: []*rbacv3.Permission{e.permission(r.Match)},
-			Principals:  principals(in.TrustDomain, r.Callers),
+			Principals:  principals(names(in.TrustDomain, r.Callers, r.Groups)),
 		}
 	}
 	return &rbacfilterv3.RBACPerRoute{Rbac: rules}
 }
 
-func principals(trustDomain string, callers []mesh.Identity) []*rbacv3.Principal {
-	out := make([]*rbacv3.Principal, len(callers))
-	for i, id := range callers {
-		out[i] = &rbacv3.Principal{Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{
-			PrincipalName: exact(id.URI(trustDomain)),
-		}}}
+// principals are the certificates that have a name which one of the matchers takes.
+func principals(names []*matcherv3.StringMatcher) []*rbacv3.Principal {
+	out := make([]*rbacv3.Principal, len(names))
+	for i, name := range names {
+		out[i] = &rbacv3.Principal{Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{PrincipalName: name}}}
 	}
 	return out
 }

@@ -89,9 +89,7 @@ func meshMembers(trustDomain string) *tlsv3.CommonTlsContext {
 
 // anyName is every identity of the trust domain.
 func anyName(trustDomain string) []*tlsv3.SubjectAltNameMatcher {
-	return []*tlsv3.SubjectAltNameMatcher{uriName(&matcherv3.StringMatcher{
-		MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "spiffe://" + trustDomain + "/ns/"},
-	})}
+	return uriNames(names(trustDomain, nil, []mesh.Group{mesh.Everyone}))
 }
 
 // onlyBySecret lets in those that a secret names, which can change without a new
@@ -117,18 +115,32 @@ func trusting(names []*tlsv3.SubjectAltNameMatcher) *tlsv3.CommonTlsContext_Comb
 
 // exactNames are the certificates of the identities, or of nobody.
 func exactNames(trustDomain string, identities []mesh.Identity) []*tlsv3.SubjectAltNameMatcher {
-	if len(identities) == 0 {
-		return []*tlsv3.SubjectAltNameMatcher{uriName(exact(nobody))}
-	}
-	names := make([]*tlsv3.SubjectAltNameMatcher, len(identities))
-	for i, id := range identities {
-		names[i] = uriName(exact(id.URI(trustDomain)))
-	}
-	return names
+	return uriNames(names(trustDomain, identities, nil))
 }
 
-func uriName(m *matcherv3.StringMatcher) *tlsv3.SubjectAltNameMatcher {
-	return &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: m}
+// names are the SPIFFE IDs of the identities and of the groups' identities. There
+// are none for nobody.
+func names(trustDomain string, identities []mesh.Identity, groups []mesh.Group) []*matcherv3.StringMatcher {
+	var out []*matcherv3.StringMatcher
+	for _, id := range identities {
+		out = append(out, exact(id.URI(trustDomain)))
+	}
+	for _, g := range groups {
+		out = append(out, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: g.URIPrefix(trustDomain)}})
+	}
+	return out
+}
+
+// uriNames accepts certificates with one of the names, or none.
+func uriNames(names []*matcherv3.StringMatcher) []*tlsv3.SubjectAltNameMatcher {
+	if len(names) == 0 {
+		names = []*matcherv3.StringMatcher{exact(nobody)}
+	}
+	out := make([]*tlsv3.SubjectAltNameMatcher, len(names))
+	for i, name := range names {
+		out[i] = &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: name}
+	}
+	return out
 }
 
 func exact(s string) *matcherv3.StringMatcher {
