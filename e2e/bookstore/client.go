@@ -22,14 +22,16 @@ type request struct {
 	body    string
 	headers []string // "name: value"
 	timeout time.Duration
+	http2   bool
 }
 
 func (q *request) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&q.url, "url", "", "what to ask for")
+	flags.StringVar(&q.url, "url", "", "what to ask for: "+schemes)
 	flags.StringVar(&q.method, "method", http.MethodGet, "HTTP method")
 	flags.StringVar(&q.body, "body", "", "body of each request")
 	flags.StringArrayVar(&q.headers, "header", nil, `"name: value", may be given several times`)
+	flags.BoolVar(&q.http2, "http2", false, "speak HTTP/2 to an http URL, without asking first")
 	flags.DurationVar(&q.timeout, "timeout", 5*time.Second, "how long to wait for an answer")
 	cobra.CheckErr(cmd.MarkFlagRequired("url"))
 }
@@ -64,9 +66,19 @@ func newClient(keepAlive bool, connections int) *http.Client {
 			DisableKeepAlives:   !keepAlive,
 			MaxIdleConnsPerHost: connections,
 			MaxConnsPerHost:     connections,
+			TLSClientConfig:     ownTLS(),
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+// newHTTP2Client is like newClient, and speaks HTTP/2 without TLS.
+func newHTTP2Client(keepAlive bool, connections int) *http.Client {
+	client := newClient(keepAlive, connections)
+	transport, protocols := client.Transport.(*http.Transport), new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport.Protocols = protocols
+	return client
 }
 
 // do sends the request once and reads the whole answer.

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/spf13/cobra"
 )
 
@@ -11,7 +12,8 @@ import (
 type Echo struct {
 	Identity string      `json:"identity"`
 	Method   string      `json:"method"`
-	Path     string      `json:"path"` // as sent, neither decoded nor cleaned
+	Protocol string      `json:"protocol"` // "HTTP/1.1"
+	Path     string      `json:"path"`     // as sent, neither decoded nor cleaned
 	Host     string      `json:"host"`
 	Remote   string      `json:"remote"`
 	Headers  http.Header `json:"headers"`
@@ -23,7 +25,7 @@ func httpEchoCommand() *cobra.Command {
 	var identity string
 	cmd := &cobra.Command{
 		Use:   "http-echo",
-		Short: "Answer every request with 200 and the request as it arrived",
+		Short: "Answer every request with 200 and the request as it arrived; over a WebSocket, with each message",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return s.run(cmd.Context(), newHTTPEcho(identity)) },
 	}
@@ -35,9 +37,29 @@ func httpEchoCommand() *cobra.Command {
 func newHTTPEcho(identity string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(identityHeader, identity)
+		if websocket.IsWebSocketUpgrade(r) {
+			echoMessages(w, r)
+			return
+		}
 		answer(w, Echo{
-			Identity: identity, Method: r.Method, Path: r.RequestURI, Host: r.Host,
+			Identity: identity, Method: r.Method, Protocol: r.Proto, Path: r.RequestURI, Host: r.Host,
 			Remote: r.RemoteAddr, Headers: r.Header, Time: now(),
 		})
 	})
+}
+
+// echoMessages sends back each message of a WebSocket until its client is gone.
+func echoMessages(w http.ResponseWriter, r *http.Request) {
+	var upgrader websocket.Upgrader
+	conn, err := upgrader.Upgrade(w, r, http.Header{identityHeader: w.Header().Values(identityHeader)})
+	if err != nil {
+		return // it has answered itself
+	}
+	defer func() { _ = conn.Close() }()
+	for {
+		kind, message, err := conn.ReadMessage()
+		if err != nil || conn.WriteMessage(kind, message) != nil {
+			return
+		}
+	}
 }

@@ -33,8 +33,10 @@ func holdCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "hold",
 		Short: "Keep one connection open, send a request every interval, print a line of JSON for each",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return h.run(cmd.Context(), cmd.OutOrStdout()) },
+		Long: "Keep one connection open, send a request every interval, and print a line of JSON for each. Over grpc it is\n" +
+			"one stream, over ws and tcp one message or line that must come back. What breaks is opened again.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return h.run(cmd.Context(), cmd.OutOrStdout()) },
 	}
 	h.flags(cmd)
 	cmd.Flags().DurationVar(&h.interval, "interval", 100*time.Millisecond, "time between two requests")
@@ -48,12 +50,16 @@ func (h *hold) run(ctx context.Context, w io.Writer) error {
 		defer cancel()
 		ctx = timed
 	}
-	client := newClient(true, 1)
+	caller, err := h.caller(true, 1)
+	if err != nil {
+		return err
+	}
+	defer caller.close()
 	out := json.NewEncoder(w)
 	tick := time.NewTicker(h.interval)
 	defer tick.Stop()
 	for {
-		r := h.do(ctx, client)
+		r := caller.call(ctx)
 		if ctx.Err() != nil {
 			return nil // the request was cut off by us
 		}

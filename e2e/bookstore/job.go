@@ -13,7 +13,12 @@ func jobCommand() *cobra.Command {
 		Short: "Send one request, print a line of JSON, and end with status 0 if the answer is 2xx, or else 1",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r := q.do(cmd.Context(), newClient(false, 1))
+			caller, err := q.caller(false, 1)
+			if err != nil {
+				return err
+			}
+			defer caller.close()
+			r := caller.call(cmd.Context())
 			line := Line{Time: now(), Status: r.Status, Identity: r.Identity, Refusal: r.Refusal}
 			if r.Err != nil {
 				line.Error = r.Err.Error()

@@ -55,7 +55,10 @@ func loadCommand() *cobra.Command {
 			if err := l.check(); err != nil {
 				return err
 			}
-			summary, failed := l.run(cmd.Context())
+			summary, failed, err := l.run(cmd.Context())
+			if err != nil {
+				return err
+			}
 			if err := json.NewEncoder(cmd.OutOrStdout()).Encode(summary); err != nil {
 				return err
 			}
@@ -91,11 +94,15 @@ func (l *load) check() error {
 }
 
 // run sends the requests. It reports whether it stopped for a failure.
-func (l *load) run(ctx context.Context) (summary Summary, failed bool) {
+func (l *load) run(ctx context.Context) (summary Summary, failed bool, err error) {
 	summary = Summary{URL: l.url, Start: now(), Errors: map[string]int{}, Refusals: map[string]int{}}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	client := newClient(l.keepAlive, l.concurrency)
+	caller, err := l.caller(l.keepAlive, l.concurrency)
+	if err != nil {
+		return summary, false, err
+	}
+	defer caller.close()
 	turns, replies := l.turns(ctx), make(chan reply)
 	var workers sync.WaitGroup
 	for range l.concurrency {
@@ -103,7 +110,7 @@ func (l *load) run(ctx context.Context) (summary Summary, failed bool) {
 			for range turns {
 				// What is under way when the time is over is finished:
 				// cutting it off would count as a failure of the server.
-				replies <- l.do(context.WithoutCancel(ctx), client)
+				replies <- caller.call(context.WithoutCancel(ctx))
 			}
 		})
 	}
@@ -129,7 +136,7 @@ func (l *load) run(ctx context.Context) (summary Summary, failed bool) {
 	}
 	summary.End, summary.Codes, summary.Identities = now(), counts.count.Codes, counts.count.Identities
 	summary.Latency = percentiles(took)
-	return summary, failed
+	return summary, failed, nil
 }
 
 // turns returns a channel that gives leave for one request at a time, at the

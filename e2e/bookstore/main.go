@@ -2,10 +2,10 @@
 // one program whose first argument says what it is.
 //
 // The shops of OSM's demo are buyer, thief, store and warehouse (shopper.go,
-// store.go). What tests run inside pods is load, hold and job for HTTP
-// (load.go, hold.go, job.go), http-echo, tcp-echo and tcp-client (echo.go,
-// tcp.go), grpc-health (health.go) and wait. It knows nothing of the mesh: that
-// is the point of it.
+// store.go). What tests run inside pods is load, hold and job, which call
+// (load.go, hold.go, job.go; caller.go says over which protocols), what they call:
+// http-echo, tcp-echo and grpc-health (echo.go, tcp.go, grpc.go), tcp-client, and
+// wait. It knows nothing of the mesh: that is the point of it.
 package main
 
 import (

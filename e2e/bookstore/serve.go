@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,19 +19,31 @@ import (
 // A server is what all roles that listen have in common.
 type server struct {
 	port  uint16
+	host  string
 	drain time.Duration
 	idle  time.Duration
+	tls   bool
 }
 
 func (s *server) flags(cmd *cobra.Command, port uint16, drain time.Duration) {
 	cmd.Flags().Uint16Var(&s.port, "port", port, "port to listen on")
+	cmd.Flags().StringVar(&s.host, "host", "", "address to listen on; empty for all")
+	cmd.Flags().BoolVar(&s.tls, "tls", false, "speak TLS, with a certificate that the program makes for itself")
 	cmd.Flags().DurationVar(&s.drain, "drain", drain, "how long to go on serving after the signal to stop")
 	cmd.Flags().DurationVar(&s.idle, "idle-timeout", 0, "close HTTP connections that are idle for so long; 0 for never")
 }
 
 func (s *server) listen(ctx context.Context) (net.Listener, error) {
 	var config net.ListenConfig
-	return config.Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(int(s.port))))
+	listener, err := config.Listen(ctx, "tcp", net.JoinHostPort(s.host, strconv.Itoa(int(s.port))))
+	if err != nil || !s.tls {
+		return listener, err
+	}
+	own, err := ownCertificate()
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return tls.NewListener(listener, own), nil
 }
 
 // run listens and serves handler until ctx ends; see serve.
@@ -48,7 +61,12 @@ func (s *server) run(ctx context.Context, handler http.Handler) error {
 // requests under way are finished.
 func (s *server) serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	var stopping atomic.Bool
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
 	web := &http.Server{
+		Protocols:         protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       s.idle,
 		// No mux here: it would answer paths such as /a/../b with a redirect,

@@ -28,7 +28,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	fmt.Println("The first run builds Kubernetes and takes about 16 minutes on two cores; later ones take two.")
-	cluster, err := harness.Open(ctx, ".", os.Stdout)
+	cluster, err := harness.Open(ctx, ".", os.Stdout, "outriggerd", "outrigger-init", "outrigger-proxy", "bookstore", "client")
 	if err != nil {
 		return err
 	}

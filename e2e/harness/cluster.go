@@ -44,16 +44,17 @@ type Cluster struct {
 }
 
 // Open brings up the cluster of this machine with images made from the working
-// tree, or connects to KUBECONFIG when IMAGE_PREFIX (and IMAGE_TAG) say where
-// its nodes find the images. It tells out what it does.
-func Open(ctx context.Context, source string, out io.Writer) (*Cluster, error) {
+// tree, all of them where none is named, or connects to KUBECONFIG when
+// IMAGE_PREFIX (and IMAGE_TAG) say where its nodes find the images. It tells out
+// what it does.
+func Open(ctx context.Context, source string, out io.Writer, images ...string) (*Cluster, error) {
 	source, err := filepath.Abs(source)
 	if err != nil {
 		return nil, fmt.Errorf("find the repository: %w", err)
 	}
 	c := &Cluster{source: source, prefix: os.Getenv("IMAGE_PREFIX"), tag: os.Getenv("IMAGE_TAG"), Kubeconfig: os.Getenv("KUBECONFIG"), out: out}
 	if c.prefix == "" {
-		if err := c.openLocal(ctx); err != nil {
+		if err := c.openLocal(ctx, images); err != nil {
 			return nil, err
 		}
 	} else if c.Kubeconfig == "" {
@@ -82,14 +83,14 @@ func Open(ctx context.Context, source string, out io.Writer) (*Cluster, error) {
 	return c, c.buildCLI(ctx)
 }
 
-func (c *Cluster) openLocal(ctx context.Context) error {
+func (c *Cluster) openLocal(ctx context.Context, names []string) error {
 	c.Ours, c.prefix = true, build.DefaultPrefix
 	cluster := local.Config{Source: c.source, Out: c.out}
 	if err := local.Up(ctx, cluster); err != nil {
 		return fmt.Errorf("bring up the cluster: %w", err)
 	}
 	started := time.Now()
-	images, err := build.Build(ctx, build.Config{Module: c.source})
+	images, err := build.Build(ctx, build.Config{Module: c.source}, names...)
 	if err != nil {
 		return fmt.Errorf("build the images: %w", err)
 	}

@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/e2e/images/build"
 )
 
 // owner is the field manager under which objects are applied.
@@ -22,7 +24,7 @@ const owner = client.FieldOwner("outrigger-e2e")
 // Objects parses a stream of YAML documents. ${IMAGE:name} becomes the reference
 // of one of the project's images.
 func (c *Cluster) Objects(text string) ([]*unstructured.Unstructured, error) {
-	for _, name := range []string{"bookstore", "client"} {
+	for _, name := range build.Names() {
 		text = strings.ReplaceAll(text, "${IMAGE:"+name+"}", c.Image(name))
 	}
 	decoder := yaml.NewYAMLOrJSONDecoder(strings.NewReader(text), 4096)

@@ -129,7 +129,9 @@ type HeldLine struct {
 	Time   time.Time `json:"time"`
 	Status int       `json:"status"`
 	Reused bool      `json:"reused"`
-	Error  string    `json:"error"`
+	// Identity is who answered, where the protocol tells it.
+	Identity string `json:"identity"`
+	Error    string `json:"error"`
 }
 
 // Hold keeps a connection open from a pod and hands on each answer until ctx

@@ -73,6 +73,16 @@ func recipes() []recipe {
 			config: v1.Config{User: nobody, Cmd: []string{"/bookstore", "wait"}, Env: []string{searchPath}},
 			parts:  []part{{"tools", tools}, program("./e2e/bookstore")},
 		},
+		{
+			name:   "databases",
+			config: v1.Config{User: nobody, Env: []string{searchPath}},
+			parts:  []part{{"servers", databases}, {"shell", shell}},
+		},
+		{
+			name:   "zookeeper",
+			config: v1.Config{User: nobody, Entrypoint: []string{"/zookeeper"}, Env: []string{searchPath}},
+			parts:  []part{{"server", zooKeeper}, {"shell", shell}},
+		},
 	}
 }
 
@@ -141,14 +151,28 @@ func iptables(ctx context.Context, b *builder) ([]oci.File, error) {
 
 // tools is curl and a shell with the usual commands.
 func tools(ctx context.Context, b *builder) ([]oci.File, error) {
-	tree, err := debian.Unpack(ctx, b.Arch, "curl", "busybox-static")
+	tree, err := debian.Unpack(ctx, b.Arch, "curl")
 	if err != nil {
 		return nil, err
 	}
-	files, err := tree.Files([]string{"usr/bin/curl", "usr/bin/busybox"}, nil)
+	files, err := tree.Files([]string{"usr/bin/curl"}, nil)
+	if err != nil {
+		return nil, err
+	}
+	commands, err := shell(ctx, b)
+	return append(files, commands...), err
+}
+
+// shell is a shell with the usual commands.
+func shell(ctx context.Context, b *builder) ([]oci.File, error) {
+	tree, err := debian.Unpack(ctx, b.Arch, "busybox-static")
+	if err != nil {
+		return nil, err
+	}
+	files, err := tree.Files([]string{"usr/bin/busybox"}, nil)
 	for _, command := range []string{
 		"awk", "cat", "cut", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip", "kill", "ls",
-		"mkdir", "mktemp", "nc", "netstat", "nslookup", "od", "printf", "ps", "rm", "sed", "seq", "sh", "sleep", "sort",
+		"mkdir", "mktemp", "nc", "netstat", "nslookup", "od", "ping", "printf", "ps", "rm", "sed", "seq", "sh", "sleep", "sort",
 		"stat", "tail", "tee", "test", "timeout", "touch", "tr", "true", "uniq", "wc", "wget", "xargs",
 	} {
 		files = append(files, oci.File{Path: "bin/" + command, Link: "/usr/bin/busybox"})

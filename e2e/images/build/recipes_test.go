@@ -134,6 +134,38 @@ func TestIptablesStartsInItsImage(t *testing.T) {
 	}
 }
 
+func TestDatabasesStartInTheirImage(t *testing.T) {
+	root := unpack(t, databases)
+	for _, program := range []string{"usr/lib/postgresql/*/bin/postgres", "usr/lib/postgresql/*/bin/psql", "usr/sbin/mariadbd", "usr/bin/mariadb"} {
+		found, err := filepath.Glob(filepath.Join(root, program))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%s: %v, %v; want one file", program, found, err)
+		}
+		relative, err := filepath.Rel(root, found[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out := execute(t, root, relative, "--version"); !strings.Contains(out, "PostgreSQL") && !strings.Contains(out, "MariaDB") {
+			t.Errorf("%s --version: %s", program, out)
+		}
+	}
+}
+
+// TestZooKeeperHasAJavaRuntime looks for what Java finds by its place, which the
+// dynamic linker alone would not need.
+func TestZooKeeperHasAJavaRuntime(t *testing.T) {
+	root := unpack(t, zooKeeper)
+	for _, file := range []string{
+		"usr/lib/jvm/java-*/bin/java", "usr/lib/jvm/java-*/lib/modules", "usr/lib/jvm/java-*/lib/server/libjvm.so",
+		"usr/lib/jvm/java-*/conf/security/java.security", "usr/share/java/zookeeper.jar", "usr/share/java/slf4j-simple.jar",
+	} {
+		found, err := filepath.Glob(filepath.Join(root, file))
+		if err != nil || len(found) != 1 {
+			t.Errorf("%s: %v, %v; want one file", file, found, err)
+		}
+	}
+}
+
 func TestClientHasItsTools(t *testing.T) {
 	root := unpack(t, tools)
 	if out := execute(t, root, "usr/bin/curl", "--version"); !strings.Contains(out, "HTTP2") {

@@ -16,7 +16,7 @@ import (
 
 // Files returns the files of the tree that match the patterns (in the syntax of
 // [path.Match], relative to the root of the file system, a file system merged
-// into /usr assumed), and the shared libraries and the dynamic linker that
+// into /usr assumed; of a folder, all that is below it), and the shared libraries and the dynamic linker that
 // those need to start. The linker has the path that programs ask for; libraries
 // lie in /usr/lib/<triplet>, where it looks. Programs that come from elsewhere
 // and need libraries of the tree are given as foreign; they are not returned.
@@ -59,7 +59,7 @@ func (c *closure) match(pattern string) error {
 		}
 		for _, match := range matches {
 			found = true
-			if err := c.add(path.Join(path.Dir(pattern), filepath.Base(match)), match); err != nil {
+			if err := c.below(strings.TrimSuffix(pattern, at), match); err != nil {
 				return err
 			}
 		}
@@ -68,6 +68,21 @@ func (c *closure) match(pattern string) error {
 		return fmt.Errorf("no Debian package of this image holds a file %s", pattern)
 	}
 	return nil
+}
+
+// below adds a file or, of a folder, all files. Each keeps its place, after merged
+// where a release of Debian has it elsewhere.
+func (c *closure) below(merged, source string) error {
+	return filepath.WalkDir(source, func(file string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(c.tree.root, file)
+		if err != nil {
+			return err
+		}
+		return c.add(path.Join(merged, filepath.ToSlash(name)), file)
+	})
 }
 
 func (c *closure) add(name, source string) error {
@@ -103,6 +118,9 @@ func (c *closure) needs(program string) error {
 		return fmt.Errorf("read what %s needs: %w", program, err)
 	}
 	for _, name := range libraries {
+		if c.named(name) {
+			continue
+		}
 		if err := c.library(path.Join(c.tree.LibraryDir(), name)); err != nil {
 			return fmt.Errorf("%w, which %s needs", err, program)
 		}
@@ -120,6 +138,17 @@ func (c *closure) needs(program string) error {
 		}
 	}
 	return nil
+}
+
+// named reports whether a file of that name is there, because a pattern before
+// named it: programs with libraries of their own have them in folders of their own.
+func (c *closure) named(library string) bool {
+	for name := range c.files {
+		if path.Base(name) == library {
+			return true
+		}
+	}
+	return false
 }
 
 // library adds the library or linker that is to lie at name. It becomes a plain
