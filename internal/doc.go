@@ -21,6 +21,7 @@
 //	agent       SHELL  in the pod: key, certificate, Envoy, probes
 //	golden      TEST   compare with testdata
 //	scenario    TEST   the pure pipeline over whole stories
+//	proof       TEST   written rules, real Envoys and why agree on random meshes
 //
 // Beside them, injector (Decide and Patch) and bootstrap are pure, webhook is
 // their shell, and cmd wires everything. Two flows, and nothing runs against

@@ -121,7 +121,9 @@ type Backend struct {
 	// Transport is "mtls" or "plain".
 	Transport string  `json:"transport"`
 	Verdict   Verdict `json:"verdict"`
-	Reason    Reason  `json:"reason"`
+	// Side says which proxy denies it, if one does.
+	Side   Side   `json:"side,omitempty"`
+	Reason Reason `json:"reason"`
 	// Because names the object and the rule that allow it, or says what is missing.
 	Because string `json:"because,omitempty"`
 }

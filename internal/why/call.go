@@ -287,6 +287,12 @@ func (c *call) bundleAt(a netip.Addr) (way, bool) {
 	return way{}, false
 }
 
+// escaped reports whether a proxy that reads the path refuses it.
+func (c *call) escaped() bool {
+	_, err := normalise(c.seen.path)
+	return err != nil
+}
+
 // readsHTTP reports whether a proxy of the caller reads the call's path.
 func (c *call) readsHTTP(a netip.Addr) bool {
 	w, ok := c.bundleAt(a)

@@ -25,13 +25,20 @@ func (c *call) server(b *mesh.Bundle, e mesh.Endpoint, http bool) Backend {
 		return out
 	}
 	p := c.inbound(e)
+	reads := p != nil && (p.Protocol.IsHTTP() || http && p.Protocol == mesh.Auto)
 	switch {
 	case p == nil:
 		out.Verdict, out.Reason, out.Because = Denied, PortClosed, fmt.Sprintf("it serves no port %d to the mesh", e.Port)
+	case reads && !c.isHTTP():
+		// Another Service declares the same port of the pod as HTTP.
+		out.Verdict, out.Reason = Denied, NotHTTP
+		out.Because = fmt.Sprintf("its port %d is declared as %s, so its proxy reads it and refuses what is not HTTP", e.Port, p.Protocol)
+	case reads && c.escaped():
+		out.Verdict, out.Reason, out.Because = Denied, EscapedSlash, "its proxy answers 400: "+errEscaped.Error()
 	case p.Mode == mesh.Permissive:
 		out.Verdict, out.Reason, out.Because = Allowed, PermissiveMode, fmt.Sprintf("namespace %s is permissive, %s",
 			e.Identity.Namespace, c.setBy(e.Identity.Namespace, annotation.TrafficPolicy))
-	case p.Protocol.IsHTTP() || http && p.Protocol == mesh.Auto:
+	case reads:
 		c.byRules(&out, p, e.Identity)
 	default:
 		c.byCallers(&out, p, e.Identity)
@@ -176,6 +183,11 @@ func (c *call) plainServer(service string, a netip.Addr, port uint16) Backend {
 		out.Because = fmt.Sprintf("port %d of its pods is excluded from redirection, so calls come to it without its proxy", port)
 	case p == nil:
 		out.Verdict, out.Reason, out.Because = Denied, PortClosed, fmt.Sprintf("no Service leads to port %d of pod %s/%s, so its proxy closes the connection", port, pod.Namespace, pod.Name)
+	case p.PlainText && p.Protocol.IsHTTP() && c.scheme == "tcp":
+		out.Verdict, out.Reason = Denied, NotHTTP
+		out.Because = fmt.Sprintf("port %d is declared as %s, so its proxy reads what comes in plain text, and refuses what is not HTTP", port, p.Protocol)
+	case p.PlainText && p.Protocol.IsHTTP() && c.isHTTP() && c.escaped():
+		out.Verdict, out.Reason, out.Because = Denied, EscapedSlash, "its proxy answers 400: "+errEscaped.Error()
 	case p.PlainText:
 		out.Reason = PermissiveMode
 		out.Because = fmt.Sprintf("namespace %s is permissive, and takes plain text too, %s", id.Namespace, c.setBy(id.Namespace, annotation.MTLS))
@@ -197,15 +209,20 @@ func (c *call) conclude(parts []Backend) {
 			good = p
 		}
 	}
+	for i := range parts {
+		if p := &parts[i]; p.Verdict == Denied && p.Side == "" {
+			p.Side = Server
+		}
+	}
 	switch {
 	case bad == nil && good == nil:
 		c.allow(NoEndpoint, "No backend has a share of this call, so the caller's proxy answers 503.")
 	case bad == nil:
 		c.allow(good.Reason, "%s", sentence(good.Because))
 	case good == nil:
-		c.deny(Server, bad.Reason, "The server denies it: %s.", bad.Because)
+		c.deny(bad.Side, bad.Reason, "%s denies it: %s.", map[Side]string{Client: "The caller's proxy", Server: "The server"}[bad.Side], bad.Because)
 	default:
-		c.deny(Server, bad.Reason, "Some servers deny it: %s.", bad.Because)
+		c.deny(bad.Side, bad.Reason, "%s: %s.", map[Side]string{Client: "The caller's proxy denies a part of it", Server: "Some servers deny it"}[bad.Side], bad.Because)
 		c.answer.Verdict = Partly
 	}
 	if bad != nil {

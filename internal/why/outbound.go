@@ -1,6 +1,7 @@
 package why
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -142,7 +143,7 @@ func (c *call) unbundled(b *mesh.Bundle) []Backend {
 			continue
 		}
 		k := Backend{
-			Service: b.Name.String(), Port: c.port, Transport: plain, Verdict: Denied, Reason: EgressDenied,
+			Service: b.Name.String(), Port: c.port, Transport: plain, Verdict: Denied, Side: Client, Reason: EgressDenied,
 			Because: "the caller's proxy was told of no server at " + a.String() + ", and egress is denied",
 		}
 		if c.out.AllowEgress {
@@ -247,14 +248,7 @@ func (c *call) noteSplit(b *mesh.Bundle, r *mesh.Route) {
 func (c *call) backends(b *mesh.Bundle, endpoints []mesh.Endpoint, percent float64, http bool) []Backend {
 	live := live(endpoints)
 	if len(live) == 0 {
-		because := "it has no endpoint that is ready, so the caller's proxy answers 503"
-		if len(b.Identities) == 0 {
-			because = "it has no pod, so the caller's proxy answers 503"
-			if n, _ := c.meshNamespace(b.Name.Namespace); n.Mode == mesh.Enforced {
-				because += "; whether the call is allowed depends on the account of its first pod"
-			}
-		}
-		return []Backend{{Service: b.Name.String(), Percent: percent, Transport: "mtls", Verdict: Allowed, Reason: NoEndpoint, Because: because}}
+		return []Backend{c.nobody(b, percent)}
 	}
 	var out []Backend
 	var total float64
@@ -274,6 +268,40 @@ func (c *call) backends(b *mesh.Bundle, endpoints []mesh.Endpoint, percent float
 	}
 	for i := range out {
 		out[i].Percent *= percent / total
+	}
+	return out
+}
+
+// nobody is a share of the calls that no endpoint takes: there is none, or none
+// that this caller may use.
+func (c *call) nobody(b *mesh.Bundle, percent float64) Backend {
+	out := Backend{
+		Service: b.Name.String(), Percent: percent, Transport: mtls, Verdict: Allowed, Reason: NoEndpoint,
+		Because: "it has no endpoint that is ready, so the caller's proxy answers 503",
+	}
+	if b.Protocol == mesh.TCP && c.answer.Split != "" {
+		return out // its endpoints are those of the backends
+	}
+	ns, _ := c.meshNamespace(b.Name.Namespace)
+	for _, m := range c.services(func(m *mesh.Service) bool { return m.Name == b.Name }) {
+		mode := ns.Mode
+		if m.Policy != nil {
+			mode = m.Policy.Mode
+		}
+		switch {
+		case m.Unserved:
+			out.Because = "it has no pod, so the caller's proxy answers 503"
+			if mode == mesh.Enforced {
+				out.Because += "; whether the call is allowed depends on the account of its first pod"
+			}
+		case mode == mesh.Enforced && len(b.Identities) == 0:
+			out.Verdict, out.Side, out.Reason = Denied, Client, NoGrant
+			out.Because = fmt.Sprintf("namespace %s is enforced, and no policy lets %s call this service", ns.Name, c.caller.Identity)
+		case mode == mesh.Permissive && !c.out.AllowEgress && slices.ContainsFunc(m.Endpoints, func(e mesh.Endpoint) bool { return e.Outside }):
+			out.Verdict, out.Side, out.Reason, out.Transport = Denied, Client, EgressDenied, plain
+			out.Because = fmt.Sprintf("its endpoints are outside the mesh, and namespace %s may not leave it, %s",
+				c.caller.Identity.Namespace, c.setBy(c.caller.Identity.Namespace, annotation.Egress))
+		}
 	}
 	return out
 }

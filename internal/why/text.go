@@ -54,6 +54,9 @@ func (a CallAnswer) what() string {
 func (a CallAnswer) writeBackends(out *strings.Builder) {
 	if len(a.Backends) == 1 && a.Split == "" {
 		b := a.Backends[0]
+		if b.Side == Client {
+			return // it goes nowhere
+		}
 		fmt.Fprintf(out, "It goes to %s, %s.\n", b.who(), b.how())
 		return
 	}
@@ -62,7 +65,10 @@ func (a CallAnswer) writeBackends(out *strings.Builder) {
 	}
 	for _, b := range a.Backends {
 		line := fmt.Sprintf("- %.4g %% to %s, %s", b.Percent, b.who(), b.how())
-		if b.Service != "" && b.Service != a.Destination.Service {
+		switch {
+		case b.Side == Client:
+			line = fmt.Sprintf("- %.4g %% to %s", b.Percent, b.Service)
+		case b.Service != "" && b.Service != a.Destination.Service:
 			line = fmt.Sprintf("- %.4g %% to %s: %s, %s", b.Percent, b.Service, b.who(), b.how())
 		}
 		if b.Verdict == Denied {

@@ -136,7 +136,16 @@ func config(t testing.TB, p Pod) []byte {
 // with nothing left warming. It fails the test at once if Envoy refuses a part.
 func (e *Envoy) Apply(t testing.TB, set *xds.Set) {
 	t.Helper()
-	e.ads.publish(set)
+	e.Publish(set)
+	e.Await(t, set)
+}
+
+// Publish serves a Set without waiting, for tests of several Envoys.
+func (e *Envoy) Publish(set *xds.Set) { e.ads.publish(set) }
+
+// Await waits, as Apply does, for a Set that was published last.
+func (e *Envoy) Await(t testing.TB, set *xds.Set) {
+	t.Helper()
 	var last error
 	Eventually(t, func() error {
 		select {
