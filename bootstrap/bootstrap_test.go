@@ -16,6 +16,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
 	"sigs.k8s.io/yaml"
 
@@ -141,6 +142,14 @@ func TestConfigRefusesHalfANode(t *testing.T) {
 	n.UID = ""
 	if _, err := bootstrap.Config(plain, n); err == nil || !strings.Contains(err.Error(), "pod uid is empty") {
 		t.Errorf("got %v; want an error that names the uid: outriggerd would refuse the stream without saying why", err)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	// What %ENVIRONMENT(...)% stands for in what the control plane sends.
+	want := []string{"POD_NAMESPACE=bookstore", "POD_NAME=bookstore-v1-5d9c", "SERVICE_ACCOUNT=bookstore-v1", "IDENTITY=spiffe://cluster.local/ns/bookstore/sa/bookstore-v1"}
+	if diff := cmp.Diff(want, bootstrap.Environment(plain, node)); diff != "" {
+		t.Errorf("Envoy's environment (-want +got):\n%s", diff)
 	}
 }
 

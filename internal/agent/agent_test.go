@@ -3,10 +3,6 @@ package agent
 import (
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
-
-	"github.com/outrigger-mesh/outrigger/bootstrap"
 )
 
 func TestRenewal(t *testing.T) {
@@ -67,14 +63,5 @@ func TestIdleness(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestEnvironment(t *testing.T) {
-	a := agent{Config: Config{Node: bootstrap.Node{Namespace: "shop", Pod: "buyer-1", UID: "u", ServiceAccount: "buyer"}}}
-	// What %ENVIRONMENT(...)% stands for in the answers to denied callers.
-	want := []string{"POD_NAMESPACE=shop", "POD_NAME=buyer-1", "SERVICE_ACCOUNT=buyer"}
-	if diff := cmp.Diff(want, a.environment()); diff != "" {
-		t.Errorf("Envoy's environment (-want +got):\n%s", diff)
 	}
 }

@@ -36,7 +36,7 @@ func (a *agent) runEnvoy(ctx context.Context) (int, error) {
 			started = true
 		}
 	}
-	e, err := startEnvoy(a.Envoy, a.arguments(), a.environment())
+	e, err := startEnvoy(a.Envoy, a.arguments(), bootstrap.Environment(a.Settings, a.Node))
 	if err != nil {
 		return 1, err
 	}
@@ -80,18 +80,9 @@ func (a *agent) arguments() []string {
 		"--log-format", logFormat,
 		"--concurrency", strconv.Itoa(s.Concurrency),
 		"--drain-time-s", strconv.FormatInt(s.DrainSeconds, 10),
+		"--file-flush-interval-msec", "1000", // the access log; by default ten seconds
 		"--drain-strategy", "immediate", // all callers at once, not one after the other
 		"--disable-hot-restart",
-	}
-}
-
-// environment is what answers to denied callers name their pod by. Nothing else
-// of the pod's environment reaches Envoy by accident.
-func (a *agent) environment() []string {
-	return []string{
-		bootstrap.EnvPodNamespace + "=" + a.Node.Namespace,
-		bootstrap.EnvPodName + "=" + a.Node.Pod,
-		bootstrap.EnvServiceAccount + "=" + a.Node.ServiceAccount,
 	}
 }
 

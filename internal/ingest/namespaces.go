@@ -25,6 +25,9 @@ func (b *builder) namespaces() {
 			b.found.add(ref("v1", "Namespace", ns), BadAnnotation, "%v; only mutual TLS is let in", err)
 		}
 		n := mesh.Namespace{Name: ns.Name, Mode: mode, AllowEgress: egress, PlainText: plainText}
+		if _, said := ns.Annotations[annotation.TrafficPolicy]; said {
+			n.ModeBy = "Namespace " + ns.Name + " annotation"
+		}
 		b.inMesh[ns.Name] = n
 		b.parts.Namespaces = append(b.parts.Namespaces, n)
 	}

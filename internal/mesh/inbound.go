@@ -21,7 +21,10 @@ func (s *Snapshot) inbound(w *Workload) *Inbound {
 
 func (s *Snapshot) inboundPort(server Identity, p WorkloadPort) InboundPort {
 	policy := s.policy(server.Namespace, p.Policy)
-	out := InboundPort{Port: p.Port, Protocol: p.Protocol, Mode: policy.Mode, ModeBy: policy.ModeBy}
+	out := InboundPort{
+		Port: p.Port, Protocol: p.Protocol,
+		Mode: policy.Mode, ModeBy: cmp.Or(policy.ModeBy, s.namespaces[server.Namespace].ModeBy),
+	}
 	if out.Mode == Permissive {
 		out.PlainText, out.PlainTextBy = policy.PlainText, policy.PlainTextBy
 		return out
@@ -71,40 +74,29 @@ func (g *Grant) opens(port uint16, p Protocol) bool {
 	return g.opensHTTP(port, p) || g.opensTCP(port, p)
 }
 
-// A ruleSet has one rule for each match, whichever grants it comes from.
-type ruleSet map[string]*merged
-
-type merged struct {
-	match   HTTPMatch
-	sources []string
-	callers []Identity
-	groups  []Group
-}
+// A ruleSet has one rule for each match of each object, so that a request that
+// is allowed can be told by which.
+type ruleSet map[string]*Rule
 
 func (r ruleSet) add(source string, m HTTPMatch, callers []Identity, groups []Group) {
 	if len(callers)+len(groups) == 0 {
 		return // nobody
 	}
-	key := text(m)
+	key := source + "\n" + text(m)
 	if r[key] == nil {
-		r[key] = &merged{match: m}
+		r[key] = &Rule{Source: source, Match: m}
 	}
-	r[key].sources = append(r[key].sources, source)
-	r[key].callers = append(r[key].callers, callers...)
-	r[key].groups = append(r[key].groups, groups...)
+	r[key].Callers = append(r[key].Callers, callers...)
+	r[key].Groups = append(r[key].Groups, groups...)
 }
 
 // sorted returns the rules, the most specific first.
 func (r ruleSet) sorted() []Rule {
 	var rules []Rule
 	for _, m := range r {
-		rules = append(rules, Rule{
-			Source:  strings.Join(set(m.sources, strings.Compare), ", "),
-			Match:   m.match,
-			Callers: set(m.callers, Identity.Compare),
-			Groups:  set(m.groups, cmp.Compare),
-		})
+		m.Callers, m.Groups = set(m.Callers, Identity.Compare), set(m.Groups, cmp.Compare)
+		rules = append(rules, *m)
 	}
-	slices.SortFunc(rules, func(a, b Rule) int { return a.Match.compare(b.Match) })
+	slices.SortFunc(rules, func(a, b Rule) int { return cmp.Or(a.Match.compare(b.Match), strings.Compare(a.Source, b.Source)) })
 	return rules
 }

@@ -61,12 +61,13 @@ func TestInboundPort(t *testing.T) {
 			port:   WorkloadPort{Port: 80},
 			want:   InboundPort{Port: 80, Rules: []Rule{{Source: "a", Match: get, Callers: []Identity{ann}}}, Callers: []Identity{bob}},
 		},
-		"EqualMatchesMerge": {
-			reason: "one rule for each match, with all its callers and sources",
-			grants: []Grant{grant("b", []HTTPMatch{get, all}, nil, bob, ann), grant("a", []HTTPMatch{get}, nil, ann)},
+		"EachObjectHasItsOwn": {
+			reason: "one rule for each match of an object, so that it is known which object allowed a request",
+			grants: []Grant{grant("b", []HTTPMatch{get, all}, nil, bob), grant("b", []HTTPMatch{get, all}, nil, ann), grant("a", []HTTPMatch{get}, nil, ann)},
 			port:   WorkloadPort{Port: 80, Protocol: HTTP},
 			want: InboundPort{Port: 80, Protocol: HTTP, Rules: []Rule{
-				{Source: "a, b", Match: get, Callers: []Identity{ann, bob}},
+				{Source: "a", Match: get, Callers: []Identity{ann}},
+				{Source: "b", Match: get, Callers: []Identity{ann, bob}},
 				{Source: "b", Match: all, Callers: []Identity{ann, bob}},
 			}},
 		},

@@ -55,6 +55,9 @@ type Namespace struct {
 	Name string `json:"name"`
 	// Mode decides about calls to the workloads of this namespace.
 	Mode Mode `json:"mode,omitempty"`
+	// ModeBy names what decided Mode, for people: "Namespace shop annotation".
+	// Empty is the mesh's setting.
+	ModeBy string `json:"modeBy,omitempty"`
 	// AllowEgress lets the workloads of this namespace reach what is outside
 	// the mesh.
 	AllowEgress bool `json:"allowEgress,omitempty"`

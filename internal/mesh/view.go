@@ -35,7 +35,7 @@ type InboundPort struct {
 	Port     uint16   `json:"port"`
 	Protocol Protocol `json:"protocol,omitempty"`
 	Mode     Mode     `json:"mode,omitempty"`
-	// ModeBy names the object that decided Mode; empty is the namespace.
+	// ModeBy names what decided Mode; empty is the mesh's setting.
 	ModeBy string `json:"modeBy,omitempty"`
 	// Rules say which requests are allowed when the port speaks HTTP in enforced
 	// mode: a request is allowed if any rule covers it. No rule denies all.
@@ -59,7 +59,7 @@ func (p InboundPort) MayConnect(caller Identity) bool {
 
 // A Rule allows some identities some requests.
 type Rule struct {
-	Source  string     `json:"source"` // the object that made it
+	Source  string     `json:"source"` // the object that made it, as in Grant
 	Match   HTTPMatch  `json:"match"`
 	Callers []Identity `json:"callers"`          // sorted; with Groups never empty
 	Groups  []Group    `json:"groups,omitempty"` // sorted

@@ -62,11 +62,11 @@ func envoyYAML(t *testing.T, set *xds.Set) []byte {
 var everywhere = strings.Fields(`
 	@type accessLog circuitBreakers commonLbConfig connectTimeout disableStatefulSessionResumption
 	disableStatelessSessionResumption hostSelectionRetryMaxAttempts httpProtocolOptions idleTimeout
-	localReplyConfig maxConnectAttempts maxSessionKeys mergeSlashes normalizePath pathWithEscapedSlashesAction
+	localReplyConfig maxConnectAttempts maxEarlyDataBytes maxSessionKeys mergeSlashes normalizePath pathWithEscapedSlashesAction
 	preserveExternalRequestId resourceApiVersion retriableHeaders retryBackOff retryHostPredicate
 	serverHeaderTransformation setCurrentClientCertDetails statPrefix streamIdleTimeout suppressEnvoyHeaders
 	tlsCertificateSdsSecretConfigs tlsParams transportSocketMatches trustedCa typedExtensionProtocolOptions
-	upgradeConfigs`)
+	upgradeConfigs upstreamConnectMode`)
 
 func withoutRepetition(v any) any {
 	switch v := v.(type) {

@@ -1,61 +1,94 @@
 package xds
 
 import (
+	"maps"
+
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	streamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/outrigger-mesh/outrigger/bootstrap"
 )
 
+// Fields are the names and Envoy's formats of what a line of the access log
+// holds. What is empty is left out of a line.
+type fields map[string]string
+
+// with returns both; more wins.
+func (f fields) with(more fields) fields {
+	out := maps.Clone(f)
+	maps.Copy(out, more)
+	return out
+}
+
+// Who calls and who answers, as their certificates have it.
+const (
+	self       = "%ENVIRONMENT(" + bootstrap.EnvIdentity + ")%"
+	downstream = "%DOWNSTREAM_PEER_URI_SAN%"
+	upstream   = "%UPSTREAM_PEER_URI_SAN%"
+)
+
+// call are the fields of every line.
+func call(direction string) fields {
+	f := fields{
+		"time":        "%START_TIME%",
+		"direction":   direction,
+		"source":      "%DOWNSTREAM_REMOTE_ADDRESS%",
+		"destination": "%DOWNSTREAM_LOCAL_ADDRESS%",
+		"upstream":    "%UPSTREAM_HOST%",
+		"flags":       "%RESPONSE_FLAGS%",
+		"details":     "%RESPONSE_CODE_DETAILS%",
+		"upstreamTLS": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+		"ms":          "%DURATION%",
+	}
+	if direction == inboundName {
+		return f.with(fields{"caller": downstream, "server": self})
+	}
+	return f.with(fields{"caller": self, "server": upstream, "cluster": "%UPSTREAM_CLUSTER%"})
+}
+
 // httpLog writes a line for each request that was denied or failed.
-func (e *encoder) httpLog() []*accesslogv3.AccessLog {
-	return e.accessLog(&accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{
-		Filters: []*accesslogv3.AccessLogFilter{
-			status(accesslogv3.ComparisonFilter_GE, 500),
-			status(accesslogv3.ComparisonFilter_EQ, 403),
-			anyFlag(),
-		},
-	}}}, map[string]string{
+func (e *encoder) httpLog(f fields) *accesslogv3.AccessLog {
+	return e.stdout(anyOf(
+		status(accesslogv3.ComparisonFilter_GE, 500),
+		status(accesslogv3.ComparisonFilter_EQ, 403),
+		anyFlag(),
+	), f.with(fields{
 		"method":    "%REQ(:METHOD)%",
 		"authority": "%REQ(:AUTHORITY)%",
 		// Without the query, where people put secrets.
 		"path":    "%PATH(NQ)%",
 		"status":  "%RESPONSE_CODE%",
 		"request": "%REQ(X-REQUEST-ID)%",
-	})
+	}))
 }
 
-// tcpLog writes a line for each connection that was denied or failed.
-func (e *encoder) tcpLog() []*accesslogv3.AccessLog {
-	return e.accessLog(anyFlag(), nil)
-}
+// tcpLog writes a line for each connection that failed.
+func (e *encoder) tcpLog(f fields) *accesslogv3.AccessLog { return e.stdout(anyFlag(), f) }
 
-func (e *encoder) accessLog(filter *accesslogv3.AccessLogFilter, more map[string]string) []*accesslogv3.AccessLog {
-	fields := map[string]*structpb.Value{
-		"time":        structpb.NewStringValue("%START_TIME%"),
-		"caller":      structpb.NewStringValue("%DOWNSTREAM_PEER_URI_SAN%"),
-		"source":      structpb.NewStringValue("%DOWNSTREAM_REMOTE_ADDRESS%"),
-		"destination": structpb.NewStringValue("%DOWNSTREAM_LOCAL_ADDRESS%"),
-		"upstream":    structpb.NewStringValue("%UPSTREAM_HOST%"),
-		"cluster":     structpb.NewStringValue("%UPSTREAM_CLUSTER%"),
-		"flags":       structpb.NewStringValue("%RESPONSE_FLAGS%"),
-		"details":     structpb.NewStringValue("%RESPONSE_CODE_DETAILS%"),
-		"upstreamTLS": structpb.NewStringValue("%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
-		"ms":          structpb.NewStringValue("%DURATION%"),
+// stdout writes lines of JSON.
+func (e *encoder) stdout(filter *accesslogv3.AccessLogFilter, f fields, formatters ...*corev3.TypedExtensionConfig) *accesslogv3.AccessLog {
+	format := map[string]*structpb.Value{}
+	for name, value := range f {
+		format[name] = structpb.NewStringValue(value)
 	}
-	for field, format := range more {
-		fields[field] = structpb.NewStringValue(format)
-	}
-	return []*accesslogv3.AccessLog{{
+	return &accesslogv3.AccessLog{
 		Name:   "envoy.access_loggers.stdout",
 		Filter: filter,
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: e.any(&streamv3.StdoutAccessLog{
 			AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: &corev3.SubstitutionFormatString{
-				Format:          &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: &structpb.Struct{Fields: fields}},
+				Format:          &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: &structpb.Struct{Fields: format}},
 				OmitEmptyValues: true,
+				Formatters:      formatters,
 			}},
 		})},
-	}}
+	}
+}
+
+func anyOf(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{Filters: filters}}}
 }
 
 func status(op accesslogv3.ComparisonFilter_Op, code uint32) *accesslogv3.AccessLogFilter {
@@ -75,4 +108,13 @@ func flag(flags ...string) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
 		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: flags},
 	}}
+}
+
+// holds is a condition in Envoy's expression language. An expression costs some
+// kilobytes wherever it stands, so none is in what each service of the mesh has.
+func (e *encoder) holds(expression string) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslogv3.ExtensionFilter{
+		Name:       "envoy.access_loggers.extension_filters.cel",
+		ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: e.any(&celv3.ExpressionFilter{Expression: expression})},
+	}}}
 }

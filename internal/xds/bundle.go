@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
@@ -97,20 +98,20 @@ func (e *encoder) serviceListener(b *mesh.Bundle, name, to string, addresses []n
 		l.AdditionalAddresses = append(l.AdditionalAddresses, &listenerv3.AdditionalAddress{Address: address(a)})
 	}
 	if b.Passthrough {
-		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.tcpProxy(outboundName, passthroughName))}
+		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.outboundTCP(passthroughName))}
 		return l
 	}
 	switch {
 	case b.Protocol.IsHTTP():
 		l.FilterChains = []*listenerv3.FilterChain{chain("http", e.outboundHTTP(to))}
 	case b.Protocol == mesh.TCP:
-		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.tcpProxy(outboundName, to))}
+		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.outboundTCP(to))}
 	default:
 		e.sniff(l)
 		http := chain("http", e.outboundHTTP(to))
 		http.FilterChainMatch = &listenerv3.FilterChainMatch{ApplicationProtocols: plainHTTP()}
 		l.FilterChains = []*listenerv3.FilterChain{http}
-		l.DefaultFilterChain = chain("tcp", e.tcpProxy(outboundName, to))
+		l.DefaultFilterChain = chain("tcp", e.outboundTCP(to))
 	}
 	return l
 }
@@ -126,10 +127,14 @@ func (e *encoder) sniff(l *listenerv3.Listener) {
 func plainHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
 
 func (e *encoder) outboundHTTP(routes string) *listenerv3.Filter {
-	m := e.manager(outboundName)
+	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(call(outboundName))})
 	m.RouteSpecifier = byRDS(routes)
 	m.LocalReplyConfig = revoked()
 	return e.httpFilterOf(m)
+}
+
+func (e *encoder) outboundTCP(cluster string) *listenerv3.Filter {
+	return e.tcpProxy(outboundName, cluster, e.tcpLog(call(outboundName)))
 }
 
 func chain(name string, filters ...*listenerv3.Filter) *listenerv3.FilterChain {

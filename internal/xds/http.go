@@ -1,6 +1,7 @@
 package xds
 
 import (
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -19,7 +20,7 @@ const unsentHeader = "x-outrigger-unsent"
 
 // manager is what all HTTP connection managers have in common. Their statistics
 // share one prefix for each direction; what tells services apart is elsewhere.
-func (e *encoder) manager(prefix string, filters ...*hcmv3.HttpFilter) *hcmv3.HttpConnectionManager {
+func (e *encoder) manager(prefix string, log []*accesslogv3.AccessLog, filters ...*hcmv3.HttpFilter) *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:  prefix,
 		CodecType:   hcmv3.HttpConnectionManager_AUTO,
@@ -35,7 +36,7 @@ func (e *encoder) manager(prefix string, filters ...*hcmv3.HttpFilter) *hcmv3.Ht
 		StreamIdleTimeout:          never(),
 		HttpProtocolOptions:        &corev3.Http1ProtocolOptions{AcceptHttp_10: true, EnableTrailers: true},
 		UpgradeConfigs:             []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		AccessLog:                  e.httpLog(),
+		AccessLog:                  log,
 	}
 }
 
@@ -88,15 +89,21 @@ func (e *encoder) httpFilterOf(m *hcmv3.HttpConnectionManager) *listenerv3.Filte
 }
 
 // tcpProxy hands a connection to a cluster. It lives as long as both ends want.
-func (e *encoder) tcpProxy(prefix, cluster string) *listenerv3.Filter {
-	return e.networkFilter("envoy.filters.network.tcp_proxy", &tcpv3.TcpProxy{
+func (e *encoder) tcpProxy(prefix, cluster string, log ...*accesslogv3.AccessLog) *listenerv3.Filter {
+	return e.networkFilter(tcpProxyFilter, tcpProxy(prefix, cluster, log))
+}
+
+const tcpProxyFilter = "envoy.filters.network.tcp_proxy"
+
+func tcpProxy(prefix, cluster string, log []*accesslogv3.AccessLog) *tcpv3.TcpProxy {
+	return &tcpv3.TcpProxy{
 		StatPrefix:       prefix,
 		ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: cluster},
 		IdleTimeout:      never(),
 		// Nothing was sent yet when a connection cannot be made.
 		MaxConnectAttempts: wrapperspb.UInt32(connectAttempts),
-		AccessLog:          e.tcpLog(),
-	})
+		AccessLog:          log,
+	}
 }
 
 const connectAttempts = 3

@@ -12,6 +12,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -74,6 +75,7 @@ func (e *encoder) inbound(in inboundPart) {
 		}
 		if !p.Protocol.IsHTTP() {
 			e.validation(allowName(p), in.trust, mayConnect(in.TrustDomain, p))
+			e.policySecret(p)
 		}
 	}
 	if len(served) > 0 {
@@ -81,7 +83,8 @@ func (e *encoder) inbound(in inboundPart) {
 	}
 	// A listener must have a chain; and so that a port which is not served is
 	// closed in the same way whatever else the workload has.
-	l.DefaultFilterChain = chain("closed", e.tcpProxy(inboundName, closedName))
+	l.DefaultFilterChain = chain("closed", e.tcpProxy(inboundName, closedName, e.closedLog()))
+	l.AccessLog = []*accesslogv3.AccessLog{e.handshakeLog()}
 	e.add(Listener, inboundName, l)
 	e.add(Cluster, inboundName, e.ownApplication())
 }
@@ -109,10 +112,12 @@ func allowName(p mesh.InboundPort) string { return fmt.Sprintf("allow:%d", p.Por
 
 func routeName(p mesh.InboundPort) string { return fmt.Sprintf("%s:%d", inboundName, p.Port) }
 
+// httpChain ends the name of a chain for HTTP by mutual TLS.
+const httpChain = "http"
+
 // inboundChains are the ways into one port.
 func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv3.FilterChain {
 	http := e.httpFilterOf(e.inboundHTTP(in.Inbound, p))
-	tcp := e.tcpProxy(inboundName, inboundName)
 	var chains []*listenerv3.FilterChain
 	add := func(kind string, c *tlsv3.CommonTlsContext, f *listenerv3.Filter, match *listenerv3.FilterChainMatch) {
 		match.DestinationPort = wrapperspb.UInt32(uint32(p.Port))
@@ -128,12 +133,12 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 	members, allowed := meshMembers(in.TrustDomain), onlyBySecret(allowName(p))
 	switch {
 	case p.Protocol.IsHTTP():
-		add("http", members, http, &listenerv3.FilterChainMatch{})
+		add(httpChain, members, http, &listenerv3.FilterChainMatch{})
 	case p.Protocol == mesh.TCP:
-		add("tcp", allowed, tcp, &listenerv3.FilterChainMatch{})
+		add("tcp", allowed, e.inboundTCP(p), &listenerv3.FilterChainMatch{})
 	default:
-		add("http", members, http, &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"h2", "http/1.1"}})
-		add("tcp", allowed, tcp, &listenerv3.FilterChainMatch{})
+		add(httpChain, members, http, &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"h2", "http/1.1"}})
+		add("tcp", allowed, e.inboundTCP(p), &listenerv3.FilterChainMatch{})
 	}
 	if !p.PlainText {
 		return chains
@@ -142,6 +147,7 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 		add("plain http", nil, http, &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer"})
 	}
 	// The application's own TLS is opaque, and so is an undeclared port.
+	tcp := e.tcpProxy(inboundName, inboundName, e.tcpLog(call(inboundName).with(fields{"decision": "allowed"})))
 	add("plain", nil, tcp, &listenerv3.FilterChainMatch{})
 	return chains
 }
@@ -154,8 +160,18 @@ func mayConnect(trustDomain string, p mesh.InboundPort) []*tlsv3.SubjectAltNameM
 	return uriNames(names(trustDomain, p.Callers, p.Groups))
 }
 
+// inboundTCP hands a connection to the application once the handshake has shown
+// that it may: nobody else makes it so much as accept.
+func (e *encoder) inboundTCP(p mesh.InboundPort) *listenerv3.Filter {
+	proxy := tcpProxy(inboundName, inboundName, []*accesslogv3.AccessLog{e.inboundTCPLog(p)})
+	proxy.UpstreamConnectMode = tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
+	proxy.MaxEarlyDataBytes = wrapperspb.UInt32(0)
+	return e.networkFilter(tcpProxyFilter, proxy)
+}
+
 func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort) *hcmv3.HttpConnectionManager {
-	m := e.manager(bootstrap.InboundStats, e.httpFilter(rbacFilter, denyAll()))
+	log := e.httpLog(call(inboundName).with(httpDecision()))
+	m := e.manager(bootstrap.InboundStats, []*accesslogv3.AccessLog{log}, e.httpFilter(rbacFilter, denyAll()))
 	m.RouteSpecifier = byRDS(routeName(p))
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
@@ -166,7 +182,7 @@ func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort) *hcmv3.HttpC
 		},
 		{
 			Filter: status(accesslogv3.ComparisonFilter_EQ, 403),
-			BodyFormatOverride: text(fmt.Sprintf("%%DOWNSTREAM_PEER_URI_SAN%% may not %%REQ(:METHOD)%% %%PATH(NQ)%% at port %d of %s: enforced mode, and no policy allows it.\n"+
+			BodyFormatOverride: text(fmt.Sprintf("%%DOWNSTREAM_PEER_URI_SAN%% may not %%REQ(:METHOD)%% %%PATH(NQ)%% at port %d of %s: no policy allows it (%%METADATA(ROUTE:"+metadataKey+":"+policyKey+")%%).\n"+
 				"Run: outrigger why call %%DOWNSTREAM_PEER_URI_SAN%% %%REQ(:METHOD)%% 'http://%%REQ(:AUTHORITY)%%%%PATH(NQ)%%'\n", p.Port, in.Identity)),
 		},
 	}}
@@ -185,6 +201,7 @@ func (e *encoder) inboundRoute(in *mesh.Inbound, p mesh.InboundPort) {
 				Timeout:          never(),
 				RetryPolicy:      e.retryReset(),
 			}},
+			Metadata:             metadata(map[string]string{policyKey: policy(p)}),
 			TypedPerFilterConfig: map[string]*anypb.Any{rbacFilter: e.any(e.access(in, p))},
 		})},
 		// Only this proxy may say it, see unsentHeader.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -57,18 +58,18 @@ func (e *encoder) outboundListener(o *mesh.Outbound) *listenerv3.Listener {
 	l.TrafficDirection = corev3.TrafficDirection_OUTBOUND
 	l.UseOriginalDst = wrapperspb.Bool(true)
 	// Whoever connects to this port itself would be sent round for ever.
-	direct := chain("direct", e.tcpProxy(outboundName, closedName))
+	direct := chain("direct", e.tcpProxy(outboundName, closedName, e.tcpLog(call(outboundName))))
 	direct.FilterChainMatch = &listenerv3.FilterChainMatch{DestinationPort: wrapperspb.UInt32(bootstrap.OutboundPort)}
 	l.FilterChains = []*listenerv3.FilterChain{direct}
 	if len(o.ServiceCIDRs) > 0 {
-		denied := chain("services", e.rememberAddress(), e.tcpProxy(outboundName, deniedName))
+		denied := chain("services", e.rememberAddress(), e.tcpProxy(outboundName, deniedName, e.tcpLog(call(outboundName))))
 		denied.FilterChainMatch = &listenerv3.FilterChainMatch{}
 		for _, p := range ranges(o.ServiceCIDRs) {
 			denied.FilterChainMatch.PrefixRanges = append(denied.FilterChainMatch.PrefixRanges, cidr(p))
 		}
 		l.FilterChains = append(l.FilterChains, denied)
 	}
-	l.DefaultFilterChain = chain("egress", e.rememberAddress(), e.tcpProxy(outboundName, egressName))
+	l.DefaultFilterChain = chain("egress", e.rememberAddress(), e.tcpProxy(outboundName, egressName, e.tcpLog(call(outboundName))))
 	return l
 }
 
@@ -136,7 +137,8 @@ type deadEnd struct{ name, why string }
 // listener of its own because only here may one wait for what the client says:
 // on the outbound listener that would delay every connection.
 func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listener {
-	m := e.manager(outboundName)
+	f := call(outboundName).with(fields{"decision": "denied", "reason": end.why})
+	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(f)})
 	m.RouteSpecifier = byRoutes(&routev3.RouteConfiguration{
 		Name: end.name,
 		VirtualHosts: []*routev3.VirtualHost{anyHost(end.name, &routev3.Route{
@@ -157,7 +159,7 @@ func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listene
 		ListenerSpecifier:  &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}},
 		ListenerFilters:    []*listenerv3.ListenerFilter{e.originalDstFilter()},
 		FilterChains:       []*listenerv3.FilterChain{http},
-		DefaultFilterChain: chain("tcp", e.tcpProxy(outboundName, closedName)),
+		DefaultFilterChain: chain("tcp", e.tcpProxy(outboundName, closedName, e.tcpLog(f))),
 		TrafficDirection:   corev3.TrafficDirection_OUTBOUND,
 	}
 	e.sniff(l)

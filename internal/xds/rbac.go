@@ -2,11 +2,13 @@ package xds
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
@@ -18,28 +20,50 @@ func denyAll() *rbacfilterv3.RBAC {
 	return &rbacfilterv3.RBAC{Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW}}
 }
 
-// access is what holds on a port. All rules are on the one route, each a policy,
-// so that a request is allowed if any of them covers it; a route for each would
+// access is what holds on a port. All rules are policies of the one route, so
+// that a request is allowed if any of them covers it; a route for each would
 // let only the first that matches speak.
 func (e *encoder) access(in *mesh.Inbound, p mesh.InboundPort) *rbacfilterv3.RBACPerRoute {
-	if p.Mode == mesh.Permissive {
-		return &rbacfilterv3.RBACPerRoute{} // no rules: everyone
-	}
 	rules := denyAll()
-	for i, r := range p.Rules {
-		if len(r.Callers)+len(r.Groups) == 0 {
-			continue // nobody
+	policies := map[string]*rbacv3.Policy{}
+	if p.Mode == mesh.Permissive {
+		policies[permissivePolicy] = &rbacv3.Policy{
+			Permissions: []*rbacv3.Permission{e.permission(mesh.HTTPMatch{})},
+			Principals:  []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Any{Any: true}}},
 		}
-		if rules.Rules.Policies == nil {
-			rules.Rules.Policies = map[string]*rbacv3.Policy{}
+	} else {
+		for _, r := range p.Rules {
+			e.allow(policies, r, in.TrustDomain)
 		}
-		rules.Rules.Policies[fmt.Sprintf("%03d %s", i, r.Source)] = &rbacv3.Policy{
-			Permissions: []*rbacv3.Permission{e.permission(r.Match)},
-			Principals:  principals(names(in.TrustDomain, r.Callers, r.Groups)),
-		}
+	}
+	if len(policies) > 0 {
+		rules.Rules.Policies = policies
 	}
 	return &rbacfilterv3.RBACPerRoute{Rbac: rules}
 }
+
+// permissivePolicy is what allows everything in permissive mode.
+const permissivePolicy = "permissive mode"
+
+// allow adds a rule. A policy has the name of the object that the rule comes from,
+// which is what access log and metrics call it; the rules of one object that are
+// for the same callers are one policy.
+func (e *encoder) allow(policies map[string]*rbacv3.Policy, r mesh.Rule, trustDomain string) {
+	if len(r.Callers)+len(r.Groups) == 0 {
+		return // nobody
+	}
+	callers := principals(names(trustDomain, r.Callers, r.Groups))
+	name := r.Source
+	for n := 2; policies[name] != nil && !slices.EqualFunc(policies[name].Principals, callers, equal); n++ {
+		name = fmt.Sprintf("%s (%d)", r.Source, n)
+	}
+	if policies[name] == nil {
+		policies[name] = &rbacv3.Policy{Principals: callers}
+	}
+	policies[name].Permissions = append(policies[name].Permissions, e.permission(r.Match))
+}
+
+func equal(a, b *rbacv3.Principal) bool { return proto.Equal(a, b) }
 
 // principals are the certificates that have a name which one of the matchers takes.
 func principals(names []*matcherv3.StringMatcher) []*rbacv3.Principal {

@@ -31,6 +31,14 @@ type Pod struct {
 	Network string
 }
 
+func (p Pod) settings() bootstrap.Settings {
+	return bootstrap.Settings{Mesh: "outrigger", TrustDomain: "cluster.local", ControlPlane: "127.0.0.1:1", ControlPlaneID: "spiffe://cluster.local/ns/outrigger-system/sa/outriggerd"}
+}
+
+func (p Pod) node() bootstrap.Node {
+	return bootstrap.Node{Namespace: p.Namespace, Pod: p.Name, UID: "uid", ServiceAccount: p.ServiceAccount}
+}
+
 // An Envoy is a running Envoy that gets its configuration from the test.
 type Envoy struct {
 	ads   *ads
@@ -94,7 +102,7 @@ func (e *Envoy) run(t testing.TB, cmd *exec.Cmd) {
 // command runs Envoy where the paths of a pod lead to dir.
 func command(ctx context.Context, p Pod, dir, binary string) *exec.Cmd {
 	mounts := fmt.Sprintf("mount -t tmpfs none /run && mkdir -p %[1]s && mount --bind %[2]s %[1]s && ", bootstrap.StateDir, dir)
-	envoy := fmt.Sprintf("exec %%s%s -c %s/envoy.json --use-dynamic-base-id --disable-hot-restart --concurrency 2 --log-level warning --drain-time-s 30 --drain-strategy immediate", binary, bootstrap.StateDir)
+	envoy := fmt.Sprintf("exec %%s%s -c %s/envoy.json --use-dynamic-base-id --disable-hot-restart --concurrency 2 --log-level warning --drain-time-s 30 --drain-strategy immediate --file-flush-interval-msec 100", binary, bootstrap.StateDir)
 	var cmd *exec.Cmd
 	switch {
 	case p.Network != "":
@@ -105,17 +113,14 @@ func command(ctx context.Context, p Pod, dir, binary string) *exec.Cmd {
 	default:
 		cmd = exec.CommandContext(ctx, "unshare", "--map-root-user", "--mount", "--net", "sh", "-c", mounts+"ip link set lo up && "+fmt.Sprintf(envoy, ""))
 	}
-	cmd.Env = append(os.Environ(), bootstrap.EnvPodNamespace+"="+p.Namespace, bootstrap.EnvPodName+"="+p.Name, bootstrap.EnvServiceAccount+"="+p.ServiceAccount)
+	cmd.Env = append(os.Environ(), bootstrap.Environment(p.settings(), p.node())...)
 	return cmd
 }
 
 // config is a sidecar's bootstrap whose control plane is the test, on a socket.
 func config(t testing.TB, p Pod) []byte {
 	t.Helper()
-	text, err := bootstrap.Config(
-		bootstrap.Settings{Mesh: "outrigger", TrustDomain: "cluster.local", ControlPlane: "127.0.0.1:1", ControlPlaneID: "spiffe://cluster.local/ns/outrigger-system/sa/outriggerd"},
-		bootstrap.Node{Namespace: p.Namespace, Pod: p.Name, UID: "uid", ServiceAccount: p.ServiceAccount},
-	)
+	text, err := bootstrap.Config(p.settings(), p.node())
 	must(t, err)
 	var config map[string]any
 	must(t, json.Unmarshal(text, &config))

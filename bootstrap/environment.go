@@ -1,0 +1,19 @@
+package bootstrap
+
+import "github.com/outrigger-mesh/outrigger/internal/mesh"
+
+// EnvIdentity is, in Envoy's own environment, the identity of its pod as its
+// certificate has it. Access log, metrics and answers to denied callers say it.
+const EnvIdentity = "IDENTITY"
+
+// Environment returns what Envoy's environment holds, and nothing else of the
+// pod's is to reach it: the names that its configuration, which all pods of a
+// workload share, leaves open.
+func Environment(s Settings, n Node) []string {
+	return []string{
+		EnvPodNamespace + "=" + n.Namespace,
+		EnvPodName + "=" + n.Pod,
+		EnvServiceAccount + "=" + n.ServiceAccount,
+		EnvIdentity + "=" + mesh.Identity{Namespace: n.Namespace, ServiceAccount: n.ServiceAccount}.URI(s.TrustDomain),
+	}
+}
