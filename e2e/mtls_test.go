@@ -17,9 +17,10 @@ import (
 
 // An echoed is what of an httpEcho's answer tests look at.
 type echoed struct {
-	Path    string              `json:"path"`
-	Remote  string              `json:"remote"`
-	Headers map[string][]string `json:"headers"`
+	Protocol string              `json:"protocol"`
+	Path     string              `json:"path"`
+	Remote   string              `json:"remote"`
+	Headers  map[string][]string `json:"headers"`
 }
 
 // echo asks an httpEcho from a pod of the client image.

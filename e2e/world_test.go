@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -55,7 +56,18 @@ func namespace(t *testing.T, suffix string, labels map[string]string) string {
 // annotate changes an annotation of a namespace.
 func annotate(t *testing.T, namespace, key, value string) {
 	t.Helper()
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{key: value}}})
+	patchNamespace(t, namespace, "annotations", key, value)
+}
+
+// label changes a label of a namespace.
+func label(t *testing.T, namespace, key, value string) {
+	t.Helper()
+	patchNamespace(t, namespace, "labels", key, value)
+}
+
+func patchNamespace(t *testing.T, namespace, field, key, value string) {
+	t.Helper()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{field: map[string]string{key: value}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +128,7 @@ func (a app) podIn(namespace string) *corev1.Pod {
 		TerminationGracePeriodSeconds: new(int64(3)),
 		Containers: []corev1.Container{{
 			Name: a.name, Image: cluster.Image(image), ImagePullPolicy: corev1.PullIfNotPresent, Args: a.args,
+			Env: []corev1.EnvVar{fieldEnv("POD_NAME", "metadata.name"), fieldEnv("POD_IP", "status.podIP")},
 		}},
 	}
 	container := &pod.Spec.Containers[0]
@@ -135,6 +148,22 @@ func (a app) podIn(namespace string) *corev1.Pod {
 	return pod
 }
 
+// fieldEnv is a variable that Kubernetes fills in with a field of the pod; arguments
+// name it as $(NAME).
+func fieldEnv(name, field string) corev1.EnvVar {
+	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: field}}}
+}
+
+// beside returns a change that adds a container of the bookstore to a pod.
+func beside(name string, args ...string) func(*corev1.PodSpec) {
+	return func(spec *corev1.PodSpec) {
+		spec.Containers = append(spec.Containers, corev1.Container{
+			Name: name, Image: cluster.Image("bookstore"), ImagePullPolicy: corev1.PullIfNotPresent, Args: args,
+			Env: spec.Containers[0].Env,
+		})
+	}
+}
+
 func (a app) serviceAccount() string {
 	if a.account != "" {
 		return a.account
@@ -144,6 +173,34 @@ func (a app) serviceAccount() string {
 
 // create creates the app without waiting for it.
 func (a app) create(t *testing.T, namespace string) *corev1.Pod {
+	t.Helper()
+	a.surround(t, namespace)
+	pod := a.podIn(namespace)
+	if err := cluster.Client.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	return pod
+}
+
+// deploy creates the app as a Deployment, without waiting for it.
+func (a app) deploy(t *testing.T, namespace string, replicas int32) {
+	t.Helper()
+	a.surround(t, namespace)
+	pod := a.podIn(namespace)
+	deployment := &appsv1.Deployment{}
+	deployment.Namespace, deployment.Name = namespace, a.name
+	deployment.Spec.Replicas = &replicas
+	deployment.Spec.Selector = &metav1.LabelSelector{MatchLabels: pod.Labels}
+	deployment.Spec.Template.Labels, deployment.Spec.Template.Annotations = pod.Labels, pod.Annotations
+	deployment.Spec.Template.Spec = pod.Spec
+	if err := cluster.Client.Create(t.Context(), deployment); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// surround creates what the app's pods need: a service account, and a Service
+// where there are ports.
+func (a app) surround(t *testing.T, namespace string) {
 	t.Helper()
 	account := &corev1.ServiceAccount{}
 	account.Namespace, account.Name = namespace, a.serviceAccount()
@@ -161,11 +218,6 @@ func (a app) create(t *testing.T, namespace string) *corev1.Pod {
 			t.Fatal(err)
 		}
 	}
-	pod := a.podIn(namespace)
-	if err := cluster.Client.Create(t.Context(), pod); err != nil {
-		t.Fatal(err)
-	}
-	return pod
 }
 
 // run creates the app and waits until it is ready.
@@ -198,6 +250,24 @@ func ready(t *testing.T, namespace, selector string) corev1.Pod {
 	return pods[0]
 }
 
+// readyAll waits for as many pods that a selector matches.
+func readyAll(t *testing.T, namespace, selector string, count int) []corev1.Pod {
+	t.Helper()
+	pods, err := cluster.Ready(t.Context(), namespace, selector, count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pods
+}
+
+// withdraw deletes what YAML documents name.
+func withdraw(t *testing.T, text string) {
+	t.Helper()
+	if err := cluster.Delete(t.Context(), text); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // apply creates or changes objects.
 func apply(t *testing.T, text string, args ...any) {
 	t.Helper()
@@ -214,6 +284,12 @@ func eventually(t *testing.T, check func(context.Context) error) {
 	}
 }
 
+// contextWithPatience is the test's context, for something that should take a moment.
+func contextWithPatience(t *testing.T) (context.Context, context.CancelFunc) {
+	t.Helper()
+	return context.WithTimeout(t.Context(), patience)
+}
+
 // answers waits until a call is answered with a status, which it may not be at
 // first because the proxies hear of a change a little later; 0 is no answer.
 func answers(t *testing.T, from corev1.Pod, url string, status int, flags ...string) harness.Answer {
@@ -227,6 +303,23 @@ func answers(t *testing.T, from corev1.Pod, url string, status int, flags ...str
 		return answer.Want(status)
 	})
 	return answer
+}
+
+// consecutive waits until n calls one after the other, each over a connection of
+// its own, end with the same code: a status, or "error" for no answer. It is the
+// criterion of OSM's own tests: what once comes true must stay so.
+func consecutive(t *testing.T, from corev1.Pod, url, code string, n int, flags ...string) harness.Load {
+	t.Helper()
+	flags = append([]string{"--requests", fmt.Sprint(n), "--concurrency=1", "--keep-alive=false"}, flags...)
+	var load harness.Load
+	eventually(t, func(ctx context.Context) error {
+		var err error
+		if load, err = cluster.Load(ctx, from, url, flags...); err != nil {
+			return err
+		}
+		return load.All(code)
+	})
+	return load
 }
 
 // answersNow is like answers, at the first try.
@@ -282,14 +375,34 @@ func echoURL(namespace, name, path string) string {
 // allow lets service accounts ("namespace/name") make all requests to an app.
 func allow(t *testing.T, namespace, destination string, sources ...string) {
 	t.Helper()
-	apply(t, `
-apiVersion: specs.smi-spec.io/v1alpha4
+	apply(t, "%s---\n%s", routes(namespace, "everything", "{name: everything}"), target(namespace, destination, everything, sources...))
+}
+
+// everything is the rule that allow writes.
+const everything = "HTTPRouteGroup/everything/everything"
+
+// routes returns an HTTPRouteGroup with those matches.
+func routes(namespace, name, matches string) string {
+	return fmt.Sprintf(`apiVersion: specs.smi-spec.io/v1alpha4
 kind: HTTPRouteGroup
-metadata: {namespace: %[1]s, name: everything}
-spec:
-  matches: [{name: everything}]
----
-%[2]s`, namespace, target(namespace, destination, "HTTPRouteGroup/everything/everything", sources...))
+metadata: {namespace: %s, name: %s}
+spec: {matches: [%s]}
+`, namespace, name, matches)
+}
+
+// tcpRoute returns a TCPRoute of ports, as "9000, 9001".
+func tcpRoute(namespace, name, ports string) string {
+	return fmt.Sprintf(`apiVersion: specs.smi-spec.io/v1alpha4
+kind: TCPRoute
+metadata: {namespace: %s, name: %s}
+spec: {matches: {ports: [%s]}}
+`, namespace, name, ports)
+}
+
+// allowTCP lets service accounts open ports of an app.
+func allowTCP(t *testing.T, namespace, destination, ports string, sources ...string) {
+	t.Helper()
+	apply(t, "%s---\n%s", tcpRoute(namespace, destination, ports), target(namespace, destination, "TCPRoute/"+destination, sources...))
 }
 
 // target returns a TrafficTarget. A rule is KIND/NAME, with /MATCH,MATCH for an

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -178,5 +179,20 @@ func TestTheEchoTellsItsProtocol(t *testing.T) {
 	var got Echo
 	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil || got.Protocol != "HTTP/2.0" {
 		t.Errorf("the server was asked in %q (%v), want HTTP/2.0", got.Protocol, err)
+	}
+}
+
+func TestTheEchoFailsWhenAsked(t *testing.T) {
+	web := httptest.NewServer(faulty(time.Minute, 3, newHTTPEcho("echo")))
+	defer web.Close()
+	for n, want := range []int{200, 200, 503, 200} {
+		q := request{url: web.URL, timeout: 5 * time.Second}
+		if r := q.do(t.Context(), newClient(false, 1)); r.Status != want {
+			t.Errorf("request %d: %+v, want %d", n, r, want)
+		}
+	}
+	q := request{url: web.URL + "/slow", timeout: 100 * time.Millisecond}
+	if r := q.do(t.Context(), newClient(false, 1)); r.Err == nil {
+		t.Errorf("a slow request was answered: %+v", r)
 	}
 }

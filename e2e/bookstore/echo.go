@@ -2,6 +2,8 @@ package main
 
 import (
 	"net/http"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -23,12 +25,18 @@ type Echo struct {
 func httpEchoCommand() *cobra.Command {
 	var s server
 	var identity string
+	var delay time.Duration
+	var failEvery int64
 	cmd := &cobra.Command{
 		Use:   "http-echo",
 		Short: "Answer every request with 200 and the request as it arrived; over a WebSocket, with each message",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return s.run(cmd.Context(), newHTTPEcho(identity)) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return s.run(cmd.Context(), faulty(delay, failEvery, newHTTPEcho(identity)))
+		},
 	}
+	cmd.Flags().DurationVar(&delay, "slow", 0, "how long requests for paths below /slow take")
+	cmd.Flags().Int64Var(&failEvery, "fail-every", 0, "answer each request of that number with 503; 0 for none")
 	s.flags(cmd, 8080, 5*time.Second)
 	cmd.Flags().StringVar(&identity, "identity", "http-echo", "what the server calls itself in its answers")
 	return cmd
@@ -45,6 +53,25 @@ func newHTTPEcho(identity string) http.Handler {
 			Identity: identity, Method: r.Method, Protocol: r.Proto, Path: r.RequestURI, Host: r.Host,
 			Remote: r.RemoteAddr, Headers: r.Header, Time: now(),
 		})
+	})
+}
+
+// faulty is a handler with the faults that were asked for.
+func faulty(slow time.Duration, failEvery int64, handler http.Handler) http.Handler {
+	var requests atomic.Int64
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if n := requests.Add(1); failEvery > 0 && n%failEvery == 0 {
+			http.Error(w, "asked to fail", http.StatusServiceUnavailable)
+			return
+		}
+		if slow > 0 && strings.HasPrefix(r.URL.Path, "/slow") {
+			select {
+			case <-r.Context().Done():
+				return
+			case <-time.After(slow):
+			}
+		}
+		handler.ServeHTTP(w, r)
 	})
 }
 
