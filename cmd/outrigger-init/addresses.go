@@ -32,10 +32,26 @@ func addresses() ([]netip.Prefix, error) {
 // them. If so its rules are mandatory, or all of it would pass by the proxy.
 func reachableByIPv6(addrs []netip.Prefix) bool {
 	return slices.ContainsFunc(addrs, func(p netip.Prefix) bool {
-		// ::6 is loopback in all but name once an earlier run has added it.
-		a := p.Addr()
-		return a.Is6() && !a.Is4In6() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && a != iptables.IPv6.Source()
+		return isOwn(p.Addr()) && p.Addr().Is6()
 	})
+}
+
+// isOwn reports whether others can talk to the pod at an address of its devices.
+func isOwn(a netip.Addr) bool {
+	// ::6 and ::7 are loopback in all but name once an earlier run has added them.
+	return !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.Is4In6() && a != iptables.IPv6.Source() && a != iptables.IPv6.Own()
+}
+
+// ownAddresses returns the addresses at which others reach the pod, in the order
+// of its devices: where it has several, the cluster's network is the first.
+func ownAddresses(addrs []netip.Prefix) []netip.Addr {
+	var own []netip.Addr
+	for _, p := range addrs {
+		if isOwn(p.Addr()) {
+			own = append(own, p.Addr())
+		}
+	}
+	return own
 }
 
 // addToLoopback gives the address to the device lo, for in IPv6 only ::1 is
@@ -57,7 +73,7 @@ func addToLoopback(addr netip.Addr) error {
 	}{addr.As16(), 128, int32(lo.Index)}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&request)))
 	if errno != 0 && !errors.Is(errno, unix.EEXIST) {
-		return fmt.Errorf("give lo the address %s, from which the proxy reaches the application: %w; check net.ipv6.conf.lo.disable_ipv6", addr, errno)
+		return fmt.Errorf("give lo the address %s, by which the proxy reaches the application: %w; check net.ipv6.conf.lo.disable_ipv6", addr, errno)
 	}
 	return nil
 }

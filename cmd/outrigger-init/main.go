@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"syscall"
@@ -106,10 +107,13 @@ func redirect(ctx context.Context, log *slog.Logger, settings iptables.Settings)
 	if err != nil {
 		return err
 	}
+	settings.OwnAddresses = ownAddresses(addrs)
 	if reachableByIPv6(addrs) {
 		families = append(families, iptables.IPv6)
-		if err := addToLoopback(iptables.IPv6.Source()); err != nil {
-			return err
+		for _, addr := range []netip.Addr{iptables.IPv6.Source(), iptables.IPv6.Own()} {
+			if err := addToLoopback(addr); err != nil {
+				return err
+			}
 		}
 	} else {
 		log.Info("IPv6 left alone: this pod has only link-local addresses of it")

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -119,19 +120,24 @@ func (w *world) serve(namespace, name string, ports ...uint16) {
 	w.t.Helper()
 	for _, port := range ports {
 		for _, f := range []iptables.Family{iptables.IPv4, iptables.IPv6} {
-			network := prober{family: f}.network()
-			w.as(namespace, 1500, func() {
-				listener, err := net.Listen(network, fmt.Sprintf(":%d", port))
-				if err != nil {
-					w.t.Errorf("listen as %s: %v", name, err)
-					return
-				}
-				var wait sync.WaitGroup
-				wait.Go(func() { answer(listener, name, f) })
-				w.t.Cleanup(func() { listener.Close(); wait.Wait() })
-			})
+			w.serveAt(namespace, name, f, fmt.Sprintf(":%d", port))
 		}
 	}
+}
+
+// serveAt does what serve does at one address.
+func (w *world) serveAt(namespace, name string, f iptables.Family, address string) {
+	w.t.Helper()
+	w.as(namespace, 1500, func() {
+		listener, err := net.Listen(prober{family: f}.network(), address)
+		if err != nil {
+			w.t.Errorf("listen as %s: %v", name, err)
+			return
+		}
+		var wait sync.WaitGroup
+		wait.Go(func() { answer(listener, name, f) })
+		w.t.Cleanup(func() { listener.Close(); wait.Wait() })
+	})
 }
 
 // answer serves until the listener is closed.
@@ -154,11 +160,11 @@ func answer(listener net.Listener, name string, f iptables.Family) {
 	}
 }
 
-// serveUDP answers every datagram with "datagram".
-func (w *world) serveUDP(namespace string, port uint16) {
+// serveUDP answers every datagram to an address with "datagram".
+func (w *world) serveUDP(namespace, address string) {
 	w.t.Helper()
 	w.as(namespace, 0, func() {
-		conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(peerIPv4), Port: int(port)})
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address)))
 		if err != nil {
 			w.t.Errorf("listen for datagrams: %v", err)
 			return
@@ -177,6 +183,38 @@ func (w *world) serveUDP(namespace string, port uint16) {
 		})
 		w.t.Cleanup(func() { conn.Close(); wait.Wait() })
 	})
+}
+
+// echo sends an ICMP echo request as ping does, and returns an error unless the
+// address answers.
+func (w *world) echo(namespace, to string) error {
+	w.t.Helper()
+	request := []byte{8, 0, 0, 0, 0, 1, 0, 1}
+	network, answer := "ip4:icmp", byte(0)
+	if netip.MustParseAddr(to).Is6() {
+		request[0], network, answer = 128, "ip6:ipv6-icmp", 129 // the kernel fills in the sum
+	} else {
+		binary.BigEndian.PutUint16(request[2:], ^uint16(0x0800+0x0001+0x0001))
+	}
+	var err error
+	w.as(namespace, 0, func() {
+		var conn net.Conn
+		if conn, err = net.Dial(network, to); err != nil {
+			return
+		}
+		defer conn.Close()
+		if err = conn.SetDeadline(time.Now().Add(connectTimeout)); err != nil {
+			return
+		}
+		if _, err = conn.Write(request); err != nil {
+			return
+		}
+		reply := make([]byte, 64)
+		for err == nil && reply[0] != answer { // other messages come here too
+			_, err = conn.Read(reply)
+		}
+	})
+	return err
 }
 
 // A call is one connection of a test.

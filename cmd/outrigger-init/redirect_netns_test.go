@@ -84,7 +84,8 @@ func TestTraffic(t *testing.T) {
 				w.serve(w.pod, "agent", 15010, 15020)
 				w.serve(w.pod, "outbound", 15001)
 				w.serve(w.pod, "inbound", 15003)
-				w.serveUDP(w.peer, 53)
+				w.serveAt(w.pod, "own", iptables.IPv4, podIPv4+":99")
+				w.serveAt(w.pod, "own", iptables.IPv6, "["+podIPv6+"]:99")
 				for _, f := range []iptables.Family{iptables.IPv4, iptables.IPv6} {
 					for c, want := range story.checks(w, f) {
 						check(t, w, story.settings, c, want)
@@ -98,7 +99,7 @@ func TestTraffic(t *testing.T) {
 // check makes the call, and holds what Redirects says of it against the kernel.
 func check(t *testing.T, w *world, settings iptables.Settings, c call, want string) {
 	t.Helper()
-	if want == "agent" || want == "app" || want == "inbound" || want == "outbound" || want == "peer" {
+	if want == "agent" || want == "app" || want == "own" || want == "inbound" || want == "outbound" || want == "peer" {
 		want += " " + c.to
 	}
 	if got := w.call(c); got != want {
@@ -127,6 +128,7 @@ func plainChecks(w *world, f iptables.Family) map[call]string {
 		{from: w.pod, uid: proxy, to: pod(8080)}:                                               "inbound",
 		{from: w.pod, uid: proxy, source: f.Source().String(), to: pod(8080)}:                  "app",
 		{from: w.pod, uid: proxy, source: f.Source().String(), to: at("127.0.0.1", "::1", 80)}: "app",
+		{from: w.pod, uid: proxy, source: f.Source().String(), to: at("127.0.0.7", "::7", 99)}: "own",
 		{from: w.peer, to: pod(8080)}:                                                          "inbound",
 		{from: w.peer, to: pod(81)}:                                                            "inbound", // nobody listens there
 		{from: w.peer, to: pod(15010)}:                                                         "agent",
@@ -136,7 +138,6 @@ func plainChecks(w *world, f iptables.Family) map[call]string {
 		checks[call{from: w.peer, to: pod(port)}] = "inbound"
 	}
 	if f == iptables.IPv4 {
-		checks[call{from: w.pod, uid: app, to: peerIPv4 + ":53", udp: true}] = "datagram"
 		checks[call{from: w.pod, uid: app, to: "127.0.0.9:8080"}] = "app"
 	}
 	return checks
@@ -171,6 +172,42 @@ func includedChecks(w *world, f iptables.Family) map[call]string {
 		{from: w.pod, uid: app, to: at("198.51.100.200", "2001:db8:100:8000::1", 80)}: "peer",
 		{from: w.pod, uid: app, to: at("192.0.2.1", "2001:db8::1", 80)}:               "peer",
 		{from: w.peer, to: at(podIPv4, podIPv6, 8080)}:                                "inbound",
+	}
+}
+
+// TestOnlyTCP: datagrams and echo requests, in and out, at any port, go where they
+// always went.
+func TestOnlyTCP(t *testing.T) {
+	for kind, c := range flavours(t, build(t)) {
+		t.Run(string(kind), func(t *testing.T) {
+			w := newWorld(t, true)
+			succeeded(t, w.outriggerInit(t.Context(), c, "apply", "{}"))
+			ends := map[string][]string{w.pod: {podIPv4, podIPv6}, w.peer: {peerIPv4, peerIPv6}}
+			for namespace, addresses := range ends {
+				for _, a := range addresses {
+					for _, port := range []uint16{53, 8080, 15001, 15003} {
+						w.serveUDP(namespace, netip.AddrPortFrom(netip.MustParseAddr(a), port).String())
+					}
+				}
+			}
+			for from := range ends {
+				for to, addresses := range ends {
+					for _, a := range addresses {
+						for _, port := range []uint16{53, 8080, 15001, 15003} {
+							at := netip.AddrPortFrom(netip.MustParseAddr(a), port).String()
+							for _, uid := range []uint32{app, proxy} {
+								if got := w.call(call{from: from, uid: uid, to: at, udp: true}); got != "datagram" {
+									t.Errorf("a datagram from %s as %d to %s of %s: %s", from, uid, at, to, got)
+								}
+							}
+						}
+						if err := w.echo(from, a); err != nil {
+							t.Errorf("an echo request from %s to %s of %s: %v", from, a, to, err)
+						}
+					}
+				}
+			}
+		})
 	}
 }
 

@@ -34,6 +34,16 @@ func (f Family) Source() netip.Addr {
 	return netip.AddrFrom4([4]byte{127, 0, 0, 6})
 }
 
+// Own is the address by which Envoy calls the pod's own, which its configuration
+// does not name because replicas share that. Only calls from Source are led on.
+// Like Source it has to be there.
+func (f Family) Own() netip.Addr {
+	if f == IPv6 {
+		return netip.AddrFrom16([16]byte{15: 7})
+	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 7})
+}
+
 // loopback is what an application means by "localhost".
 func (f Family) loopback() netip.Prefix {
 	if f == IPv6 {
@@ -135,6 +145,12 @@ func (r *ruleset) inbound(s Settings) {
 // outbound fills the chain of what processes of the pod send. Order matters:
 // the first rule that matches decides.
 func (r *ruleset) outbound(s Settings, f Family) {
+	if own, ok := s.own(f); ok {
+		r.because("Envoy means the pod's own address, where applications may listen and nowhere else.")
+		r.add(outboundChain, "-s %s -d %s -p tcp -j DNAT --to-destination %s",
+			netip.PrefixFrom(f.Source(), f.Source().BitLen()), netip.PrefixFrom(f.Own(), f.Own().BitLen()), own)
+	}
+
 	// Envoy's inbound side and the agent's probes bind to this source. Without
 	// the rule they would be sent into the inbound listener again, for ever.
 	r.because("Calls of Envoy and the agent to the application, from an address that only they use.")

@@ -47,6 +47,12 @@ func stories() map[string]struct {
 		"plain": {
 			reason: "a pod without annotations: everything is redirected",
 		},
+		"own-addresses": {
+			reason: "what a pod has by the time the rules are written; further addresses of a family are none of Envoy's business",
+			settings: Settings{
+				OwnAddresses: []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd02::3"), netip.MustParseAddr("192.168.7.7")},
+			},
+		},
 		"excluded-inbound-ports": {
 			reason: "exceptions stand before the redirect; an agent port named again makes no second rule",
 			settings: Settings{
@@ -186,10 +192,10 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
-func TestSource(t *testing.T) {
-	for f, want := range map[Family]string{IPv4: "127.0.0.6", IPv6: "::6"} {
-		if got := f.Source().String(); got != want {
-			t.Errorf("%s: Source() = %s, want %s", f, got, want)
+func TestLoopbackAddresses(t *testing.T) {
+	for f, want := range map[Family][2]string{IPv4: {"127.0.0.6", "127.0.0.7"}, IPv6: {"::6", "::7"}} {
+		if got := [2]string{f.Source().String(), f.Own().String()}; got != want {
+			t.Errorf("%s: Source and Own are %v, want %v", f, got, want)
 		}
 	}
 }

@@ -47,6 +47,9 @@ type Settings struct {
 	// AgentPorts are answered in the sidecar itself and reached from outside
 	// without redirection; empty is AgentPort and MetricsPort.
 	AgentPorts []uint16 `json:"agent,omitempty"`
+	// OwnAddresses are those of the pod, the main one of each family first. The
+	// injector does not know them; outrigger-init fills them in.
+	OwnAddresses []netip.Addr `json:"own,omitempty"`
 
 	// ExcludeInboundPorts reach the application without passing the sidecar.
 	// Ports of the sidecar (15000 to 15020) are refused.
@@ -107,6 +110,11 @@ func (s Settings) Validate() error {
 		}
 	}
 	errs = append(errs, s.validatePorts()...)
+	for _, a := range s.OwnAddresses {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() {
+			errs = append(errs, fmt.Errorf("OwnAddresses: %q; allowed is an address of the pod such as 10.1.2.3 or fd00::1", a))
+		}
+	}
 	errs = append(errs, validateCIDRs("ExcludeOutboundCIDRs", s.ExcludeOutboundCIDRs)...)
 	errs = append(errs, validateCIDRs("IncludeOutboundCIDRs", s.IncludeOutboundCIDRs)...)
 	for _, uid := range append(slices.Clone(s.ExcludeUIDs), s.ProxyUID) {
@@ -129,6 +137,15 @@ func (s Settings) validatePorts() []error {
 		errs = append(errs, errors.New("ExcludeOutboundPorts: 0; allowed is 1 to 65535"))
 	}
 	return errs
+}
+
+// own returns the pod's main address of a family, if it has one.
+func (s Settings) own(f Family) (netip.Addr, bool) {
+	i := slices.IndexFunc(s.OwnAddresses, func(a netip.Addr) bool { return a.Is6() == (f == IPv6) })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return s.OwnAddresses[i], true
 }
 
 func validateCIDRs(field string, cidrs []netip.Prefix) []error {

@@ -12,7 +12,7 @@ import (
 // Names of the resources that every Set has.
 const (
 	outboundName    = "outbound" // listener: what the pod sends
-	inboundName     = "inbound"  // listener: what the pod is sent; cluster: its own application
+	inboundName     = "inbound"  // listener: what the pod is sent; with a port, cluster and route: its own application
 	deniedName      = "denied"   // listener and cluster: answers a call that may not be made
 	egressName      = "egress"   // cluster: what is outside the mesh, or egressDenied
 	egressDenied    = "denied-egress"

@@ -8,6 +8,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
@@ -29,11 +30,14 @@ import (
 // that is late or was lost twice on its way.
 const plainTimeout = 2 * time.Second
 
-// The proxy reaches its own application from these addresses, by which iptables
-// know not to redirect again. outrigger-init puts the second on loopback.
+// The proxy reaches its own application from the source addresses, by which
+// iptables know not to redirect again; what it sends from there to an own address
+// they lead to the pod's. outrigger-init puts those of IPv6 on loopback.
 var ( //nolint:gochecknoglobals // constants, if Go had them of this type
 	sourceAddress  = netip.AddrFrom4([4]byte{127, 0, 0, 6})
 	sourceAddress6 = netip.AddrFrom16([16]byte{15: 6})
+	ownAddress     = netip.AddrFrom4([4]byte{127, 0, 0, 7})
+	ownAddress6    = netip.AddrFrom16([16]byte{15: 7})
 )
 
 // First and last of the ports that are the sidecar's own. Nothing is forwarded
@@ -70,6 +74,7 @@ func (e *encoder) inbound(in inboundPart) {
 		}
 		served = append(served, isPort(p.Port))
 		l.FilterChains = append(l.FilterChains, e.inboundChains(in, p)...)
+		e.add(Cluster, applicationName(p), e.application(p, in.dualStack))
 		if p.Protocol != mesh.TCP {
 			e.inboundRoute(in.Inbound, p)
 		}
@@ -86,7 +91,6 @@ func (e *encoder) inbound(in inboundPart) {
 	l.DefaultFilterChain = chain("closed", e.tcpProxy(inboundName, closedName, e.closedLog()))
 	l.AccessLog = []*accesslogv3.AccessLog{e.handshakeLog()}
 	e.add(Listener, inboundName, l)
-	e.add(Cluster, inboundName, e.ownApplication())
 }
 
 // tlsInspector waits for what the client says, on the ports that are served;
@@ -109,6 +113,9 @@ func isPort(p uint16) *listenerv3.ListenerFilterChainMatchPredicate {
 }
 
 func allowName(p mesh.InboundPort) string { return fmt.Sprintf("allow:%d", p.Port) }
+
+// applicationName is the cluster that leads to the application at a port.
+func applicationName(p mesh.InboundPort) string { return routeName(p) }
 
 func routeName(p mesh.InboundPort) string { return fmt.Sprintf("%s:%d", inboundName, p.Port) }
 
@@ -147,7 +154,7 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 		add("plain http", nil, http, &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer"})
 	}
 	// The application's own TLS is opaque, and so is an undeclared port.
-	tcp := e.tcpProxy(inboundName, inboundName, e.tcpLog(call(inboundName).with(fields{"decision": "allowed"})))
+	tcp := e.tcpProxy(inboundName, applicationName(p), e.tcpLog(call(inboundName).with(fields{"decision": "allowed"})))
 	add("plain", nil, tcp, &listenerv3.FilterChainMatch{})
 	return chains
 }
@@ -163,7 +170,7 @@ func mayConnect(trustDomain string, p mesh.InboundPort) []*tlsv3.SubjectAltNameM
 // inboundTCP hands a connection to the application once the handshake has shown
 // that it may: nobody else makes it so much as accept.
 func (e *encoder) inboundTCP(p mesh.InboundPort) *listenerv3.Filter {
-	proxy := tcpProxy(inboundName, inboundName, []*accesslogv3.AccessLog{e.inboundTCPLog(p)})
+	proxy := tcpProxy(inboundName, applicationName(p), []*accesslogv3.AccessLog{e.inboundTCPLog(p)})
 	proxy.UpstreamConnectMode = tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
 	proxy.MaxEarlyDataBytes = wrapperspb.UInt32(0)
 	return e.networkFilter(tcpProxyFilter, proxy)
@@ -197,7 +204,7 @@ func (e *encoder) inboundRoute(in *mesh.Inbound, p mesh.InboundPort) {
 		VirtualHosts: []*routev3.VirtualHost{anyHost(name, &routev3.Route{
 			Match: e.routeMatch(mesh.HTTPMatch{}),
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
-				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: inboundName},
+				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: applicationName(p)},
 				Timeout:          never(),
 				RetryPolicy:      e.retryReset(),
 			}},
@@ -228,14 +235,30 @@ func (e *encoder) retryReset() *routev3.RetryPolicy {
 	}
 }
 
-// ownApplication leads to the pod's own application, at the address that was
-// dialled.
-func (e *encoder) ownApplication() *clusterv3.Cluster {
-	c := originalDst(inboundName)
+// application leads to the pod's own application at a port: at the pod's address,
+// where calls would go without a proxy, and if nothing listens there at localhost.
+// Envoy goes on to the next address when a connection fails, before anything was
+// sent, and remembers nothing, so an application may change its mind. The ports of
+// localhost that no Service leads to are not reached by this.
+func (e *encoder) application(p mesh.InboundPort, dualStack bool) *clusterv3.Cluster {
+	addresses := []netip.Addr{ownAddress, netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	if dualStack {
+		addresses = []netip.Addr{ownAddress, ownAddress6, addresses[1], netip.IPv6Loopback()}
+	}
+	end := &endpointv3.Endpoint{Address: address(netip.AddrPortFrom(addresses[0], p.Port))}
+	for _, a := range addresses[1:] {
+		end.AdditionalAddresses = append(end.AdditionalAddresses, &endpointv3.Endpoint_AdditionalAddress{Address: address(netip.AddrPortFrom(a, p.Port))})
+	}
+	name := applicationName(p)
+	c := cluster(name)
+	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
+	c.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
+		LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: end}}},
+	}}}
 	c.TypedExtensionProtocolOptions = e.sameProtocol()
-	c.UpstreamBindConfig = &corev3.BindConfig{
-		SourceAddress:        socket(netip.AddrPortFrom(sourceAddress, 0)),
-		ExtraSourceAddresses: []*corev3.ExtraSourceAddress{{Address: socket(netip.AddrPortFrom(sourceAddress6, 0))}},
+	c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: socket(netip.AddrPortFrom(sourceAddress, 0))}
+	if dualStack {
+		c.UpstreamBindConfig.ExtraSourceAddresses = []*corev3.ExtraSourceAddress{{Address: socket(netip.AddrPortFrom(sourceAddress6, 0))}}
 	}
 	return c
 }

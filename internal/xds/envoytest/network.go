@@ -56,7 +56,9 @@ func (n *Network) Host(t testing.TB, addresses ...string) *Host {
 	ip(t, "-n", n.bridge, "link", "add", port, "up", "master", "br0", "type", "veth", "peer", "name", "eth0", "netns", h.Name)
 	ip(t, "-n", h.Name, "link", "set", "lo", "up")
 	ip(t, "-n", h.Name, "link", "set", "eth0", "up")
-	ip(t, "-n", h.Name, "addr", "add", "::6/128", "dev", "lo") // as outrigger-init does
+	for _, a := range []netip.Addr{iptables.IPv6.Source(), iptables.IPv6.Own()} {
+		ip(t, "-n", h.Name, "addr", "add", a.String()+"/128", "dev", "lo") // as outrigger-init does
+	}
 	for _, a := range addresses {
 		ip(t, "-n", h.Name, "addr", "add", a, "dev", "eth0", "nodad")
 		prefix := netip.MustParsePrefix(a)
@@ -77,7 +79,7 @@ func (h *Host) Redirect(t testing.TB) {
 	t.Helper()
 	for command, family := range map[string]iptables.Family{"iptables-restore": iptables.IPv4, "ip6tables-restore": iptables.IPv6} {
 		cmd := exec.CommandContext(t.Context(), "ip", "netns", "exec", h.Name, command)
-		cmd.Stdin = strings.NewReader(iptables.Rules(iptables.Settings{}, family))
+		cmd.Stdin = strings.NewReader(iptables.Rules(iptables.Settings{OwnAddresses: h.Addresses}, family))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", command, err, out)
 		}
