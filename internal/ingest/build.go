@@ -81,7 +81,8 @@ type builder struct {
 	parts mesh.Parts
 	found problems
 
-	inMesh map[string]mesh.Namespace
+	inMesh  map[string]mesh.Namespace
+	traffic map[string]mesh.Traffic // what the namespaces of the mesh say of their Services
 	// byName has every pod of the mesh's namespaces, byLabel those that have not
 	// ended, under each of their labels.
 	byName map[podName]*pod

@@ -1,33 +1,28 @@
 package ingest
 
 import (
+	"errors"
+
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // namespaces finds those of the mesh and what holds in them.
 func (b *builder) namespaces() {
-	b.inMesh = map[string]mesh.Namespace{}
+	b.inMesh, b.traffic = map[string]mesh.Namespace{}, map[string]mesh.Traffic{}
 	for _, ns := range b.objs.Namespaces {
 		if ns.Name == "" || b.member(ns.Name) || annotation.IsSystem(ns.Name, b.opts.SystemNamespace) || !annotation.InMesh(ns.Labels, b.opts.OSMMeshName) {
 			continue
 		}
-		mode, err := annotation.NamespaceMode(ns.Annotations, b.opts.Mode)
-		if err != nil {
-			b.found.add(ref("v1", "Namespace", ns), BadAnnotation, "%v; %s mode holds", err, mode)
-		}
-		egress, err := annotation.NamespaceEgress(ns.Annotations, b.opts.AllowEgress)
-		if err != nil {
-			b.found.add(ref("v1", "Namespace", ns), BadAnnotation, "%v; egress is denied", err)
-		}
-		plainText, err := annotation.NamespacePlainText(ns.Annotations)
-		if err != nil {
-			b.found.add(ref("v1", "Namespace", ns), BadAnnotation, "%v; only mutual TLS is let in", err)
-		}
-		n := mesh.Namespace{Name: ns.Name, Mode: mode, AllowEgress: egress, PlainText: plainText}
+		b.checked(ref("v1", "Namespace", ns), annotation.CheckNamespace(ns.Annotations))
+		n := mesh.Namespace{Name: ns.Name}
+		n.Mode, _ = annotation.NamespaceMode(ns.Annotations, b.opts.Mode)
+		n.AllowEgress, _ = annotation.NamespaceEgress(ns.Annotations, b.opts.AllowEgress)
+		n.PlainText, _ = annotation.NamespacePlainText(ns.Annotations)
 		if _, said := ns.Annotations[annotation.TrafficPolicy]; said {
 			n.ModeBy = "Namespace " + ns.Name + " annotation"
 		}
+		b.traffic[ns.Name] = annotation.ParseTraffic(ns.Annotations, mesh.Traffic{})
 		b.inMesh[ns.Name] = n
 		b.parts.Namespaces = append(b.parts.Namespaces, n)
 	}
@@ -37,4 +32,15 @@ func (b *builder) namespaces() {
 func (b *builder) member(namespace string) bool {
 	_, ok := b.inMesh[namespace]
 	return ok
+}
+
+// checked reports what is wrong with the annotations of an object, and what holds
+// instead.
+func (b *builder) checked(object ObjectRef, errs []error) {
+	for _, err := range errs {
+		var e *annotation.Error
+		if errors.As(err, &e) {
+			b.found.add(object, BadAnnotation, "%v; %s", e, e.Otherwise)
+		}
+	}
 }

@@ -40,7 +40,8 @@ type Reason string
 
 // The reasons.
 const (
-	// BadAnnotation: a value that its key does not allow. The strictest holds.
+	// BadAnnotation: a value that its key does not allow, a key of ours that is not
+	// known, or one on the wrong kind of object. The message says what holds.
 	BadAnnotation Reason = "BadAnnotation"
 	// ProtocolConflict: a pod's port gets different protocols from two Services.
 	// The first declared one by name holds.

@@ -11,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
@@ -89,12 +90,14 @@ func (b *builder) foreignService(o *corev1.Service, in []*discoveryv1.EndpointSl
 // meshService models the ports of a Service of the mesh, and claims the ports of
 // the pods that it selects.
 func (b *builder) meshService(o *corev1.Service, in []*discoveryv1.EndpointSlice) {
+	b.checked(ref("v1", "Service", o), annotation.CheckService(o.Annotations))
+	traffic := annotation.ParseTraffic(o.Annotations, b.traffic[o.Namespace])
 	pods := b.selected(o.Namespace, o.Spec.Selector)
 	unserved := len(o.Spec.Selector) > 0 && len(pods) == 0
 	pods = slices.DeleteFunc(pods, func(p *pod) bool { return !p.hasProxy })
 	for _, p := range tcpPorts(o) {
 		svc := newService(o, p)
-		svc.InMesh, svc.Unserved = true, unserved
+		svc.InMesh, svc.Unserved, svc.Traffic = true, unserved, traffic
 		targets := make([]uint16, len(pods))
 		for i, pod := range pods {
 			svc.Identities = append(svc.Identities, pod.identity)

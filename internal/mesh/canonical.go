@@ -31,6 +31,7 @@ func canonical(p Parts) Parts {
 		}
 		s.Policy = policies.canonical(s.Policy)
 		s.Targets = policies.targets(s.Targets)
+		s.Traffic.Retry.On = set(s.Traffic.Retry.On, strings.Compare)
 	}
 	p.Grants = slices.Clone(p.Grants)
 	for i := range p.Grants {

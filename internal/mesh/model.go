@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Parts is the raw material of a Snapshot, in any order.
@@ -195,6 +194,9 @@ type Service struct {
 	// Targets are what Identities and TargetPorts come to where on any of the ports
 	// something else holds than in the namespace. Otherwise it is empty.
 	Targets []Target `json:"targets,omitempty"`
+	// Traffic is how its callers shall call it. Callers of a Service outside the
+	// mesh do not.
+	Traffic Traffic `json:"traffic,omitzero"`
 }
 
 // A Target is a port that pods of an identity serve a Service on, ready or not.
@@ -289,12 +291,4 @@ type Split struct {
 type WeightedShare struct {
 	Service string `json:"service"`
 	Weight  uint32 `json:"weight"`
-}
-
-// A Retry says which failed calls are made again. The zero Retry is the
-// mesh's default: only what certainly never reached the application.
-type Retry struct {
-	On            []string      `json:"on,omitempty"` // Envoy's retry_on words
-	Attempts      uint32        `json:"attempts,omitempty"`
-	PerTryTimeout time.Duration `json:"perTryTimeout,omitempty"`
 }

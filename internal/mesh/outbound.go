@@ -275,6 +275,10 @@ func (s *Snapshot) bundle(svc *Service, r reach) *Bundle {
 		Headless:    svc.Headless,
 		Identities:  own.identities,
 		Endpoints:   own.endpoints,
+		Pool:        svc.pool(),
+	}
+	if !svc.Protocol.IsHTTP() {
+		b.IdleTimeout = svc.Traffic.IdleTimeout
 	}
 	if svc.Protocol != TCP {
 		b.Routes = []Route{{Shares: []Share{{To: svc.Name, Weight: 1}}}}
@@ -288,6 +292,7 @@ func (s *Snapshot) bundle(svc *Service, r reach) *Bundle {
 	} else if !own.ok && !own.awaited {
 		return nil
 	}
+	s.treat(b, svc)
 	return s.shared(b)
 }
 

@@ -53,6 +53,7 @@ func applySplit(b *Bundle, split *Split, backends []backend) {
 	if b.Protocol == TCP {
 		if !b.Headless && len(split.Matches) == 0 {
 			b.Endpoints = weigh(backends)
+			b.Pool.LoadBalancer = LoadBalancer{} // which keeps the weights
 			b.Identities = identities(b.Identities, backends)
 		}
 		return

@@ -109,6 +109,11 @@ type Bundle struct {
 	// Endpoints that the callers may use, sorted by address and port. A TCP split
 	// has its backends' endpoints here, with their weights.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
+	// IdleTimeout ends connections that are not HTTP and on which nothing moves;
+	// zero is none.
+	IdleTimeout time.Duration `json:"idleTimeout,omitempty"`
+	// Pool is how the endpoints are used, by whatever route they are reached.
+	Pool Pool `json:"pool,omitzero"`
 }
 
 // A Route sends the requests that it matches to its shares.
@@ -116,9 +121,12 @@ type Route struct {
 	Match HTTPMatch `json:"match,omitzero"`
 	// Shares lead to bundles of the same Outbound. Weights are relative. Empty,
 	// or all of weight zero, answers 503.
-	Shares  []Share       `json:"shares,omitempty"`
-	Timeout time.Duration `json:"timeout,omitempty"` // zero is none
-	Retry   Retry         `json:"retry,omitzero"`
+	Shares      []Share       `json:"shares,omitempty"`
+	Timeout     time.Duration `json:"timeout,omitempty"`     // zero is none
+	IdleTimeout time.Duration `json:"idleTimeout,omitempty"` // zero is none
+	Retry       Retry         `json:"retry,omitzero"`
+	// HashHeaders are what those shares go by whose Pool goes by a header, sorted.
+	HashHeaders []string `json:"hashHeaders,omitempty"`
 }
 
 // A Share is a part of the traffic that goes to one bundle's endpoints.

@@ -41,6 +41,9 @@ func (e *encoder) bundle(b *mesh.Bundle, taken lost) {
 	e.part.Name = name
 	if !b.Passthrough {
 		e.addCluster(e.serviceCluster(b), assignment(b))
+		if !b.Protocol.IsHTTP() {
+			e.idle(b)
+		}
 	}
 	if b.Headless {
 		e.headless(b, taken)
@@ -105,13 +108,13 @@ func (e *encoder) serviceListener(b *mesh.Bundle, name, to string, addresses []n
 	case b.Protocol.IsHTTP():
 		l.FilterChains = []*listenerv3.FilterChain{chain("http", e.outboundHTTP(to))}
 	case b.Protocol == mesh.TCP:
-		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.outboundTCP(to))}
+		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.opaque(b, to)...)}
 	default:
 		e.sniff(l)
 		http := chain("http", e.outboundHTTP(to))
 		http.FilterChainMatch = &listenerv3.FilterChainMatch{ApplicationProtocols: plainHTTP()}
 		l.FilterChains = []*listenerv3.FilterChain{http}
-		l.DefaultFilterChain = chain("tcp", e.outboundTCP(to))
+		l.DefaultFilterChain = chain("tcp", e.opaque(b, to)...)
 	}
 	return l
 }

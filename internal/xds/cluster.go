@@ -108,14 +108,11 @@ func (e *encoder) serviceCluster(b *mesh.Bundle) *clusterv3.Cluster {
 	c := cluster(name)
 	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
 	c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name}
-	// Weights are shares of connections, which only round robin keeps exactly;
-	// requests go where the fewest are.
-	c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
-	if b.Protocol.IsHTTP() {
-		c.LbPolicy = clusterv3.Cluster_LEAST_REQUEST
-	}
 	// Which endpoints may be used is said for each; Envoy shall not think better.
 	c.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 0}}
+	balance(c, b)
+	limit(c, b.Pool)
+	leaveOut(c, b.Pool.Outlier)
 	c.TypedExtensionProtocolOptions = e.sameProtocol()
 	c.TransportSocket = e.clientTLS(b)
 	c.TransportSocketMatches = []*clusterv3.Cluster_TransportSocketMatch{{
@@ -130,6 +127,7 @@ func (e *encoder) serviceCluster(b *mesh.Bundle) *clusterv3.Cluster {
 // in plain text or by mutual TLS.
 func (e *encoder) dialledCluster(b *mesh.Bundle, plain bool) *clusterv3.Cluster {
 	c := originalDst(dialledName(b, plain))
+	limit(c, b.Pool)
 	c.TypedExtensionProtocolOptions = e.sameProtocol()
 	c.TransportSocket = e.raw()
 	if !plain {

@@ -60,7 +60,10 @@ func (e *encoder) route(r mesh.Route, owner mesh.PortName, self string) *routev3
 		}
 		return s.To.String()
 	}
-	action := &routev3.RouteAction{Timeout: durationpb.New(r.Timeout)}
+	action := &routev3.RouteAction{Timeout: durationpb.New(r.Timeout), HashPolicy: hashes(r.HashHeaders)}
+	if r.IdleTimeout > 0 {
+		action.IdleTimeout = durationpb.New(r.IdleTimeout)
+	}
 	if len(shares) == 1 {
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: clusterOf(shares[0])}
 	} else {
@@ -76,7 +79,7 @@ func (e *encoder) route(r mesh.Route, owner mesh.PortName, self string) *routev3
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
 	}
-	if len(r.Retry.On) > 0 || r.Retry.Attempts > 0 || r.Retry.PerTryTimeout > 0 {
+	if !r.Retry.IsZero() {
 		action.RetryPolicy = e.retry(r.Retry)
 	}
 	out.Action = &routev3.Route_Route{Route: action}
@@ -86,8 +89,9 @@ func (e *encoder) route(r mesh.Route, owner mesh.PortName, self string) *routev3
 // retry adds to the default, which is safe for every request.
 func (e *encoder) retry(r mesh.Retry) *routev3.RetryPolicy {
 	policy := &routev3.RetryPolicy{
-		RetryOn:    strings.Join(append([]string{retryOn}, r.On...), ","),
-		NumRetries: wrapperspb.UInt32(cmp.Or(r.Attempts, retryAttempts)),
+		RetryOn:              strings.Join(append([]string{retryOn}, words(r)...), ","),
+		RetriableStatusCodes: statusCodes(r),
+		NumRetries:           wrapperspb.UInt32(cmp.Or(r.Attempts, retryAttempts)),
 		RetriableHeaders: []*routev3.HeaderMatcher{{
 			Name: unsentHeader, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
 		}},
