@@ -24,7 +24,7 @@ import (
 )
 
 // usualEnvoyMeshes is how many the real Envoys play where nobody says otherwise.
-const usualEnvoyMeshes = 12
+const usualEnvoyMeshes = 8
 
 // A stage is the cast on a network of its own: a host with applications for each,
 // and a real Envoy for those with a sidecar. It plays one cluster after another.
@@ -174,7 +174,7 @@ func (r reply) String() string {
 	return fmt.Sprintf("refused with %d (%v)", r.status, r.err)
 }
 
-const callTimeout = 10 * time.Second
+const callTimeout = 15 * time.Second
 
 func (c caller) call(ctx context.Context, address string, r request) reply {
 	ctx, stop := context.WithTimeout(ctx, callTimeout)
@@ -246,7 +246,7 @@ func (o outcome) allows(r reply) bool {
 // How long Envoy's threads may take to hear of a change that Envoy has acknowledged, on
 // a busy machine, where a call may also just take too long.
 const (
-	settleTime  = 3 * time.Second
+	settleTime  = 10 * time.Second
 	settleCalls = 5
 )
 

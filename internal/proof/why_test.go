@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/outrigger-mesh/outrigger/e2e/questions"
+	"github.com/outrigger-mesh/outrigger/internal/manifest"
 	"github.com/outrigger-mesh/outrigger/internal/why"
 )
 
@@ -176,6 +178,9 @@ func askWhy(c cluster) (calls int, fault string) {
 				} else {
 					difference = p.differs(want, a)
 				}
+				if difference == "" && calls%adviceEach == 0 {
+					difference = c.follow(w, from, to, r, a)
+				}
 				if difference != "" {
 					return calls, fmt.Sprintf("%s/%s to %s: %s\n%s; by the rules it is %s\n%s", from.Namespace, from.Name, to, r, difference, want, a.Text())
 				}
@@ -183,6 +188,29 @@ func askWhy(c cluster) (calls int, fault string) {
 		}
 	}
 	return calls, ""
+}
+
+// adviceEach is how many calls there are to one whose proposed change is made: each
+// takes a Snapshot of its own.
+const adviceEach = 7
+
+// follow makes the change that package why proposes and says why the call is still
+// denied, or nothing.
+func (c cluster) follow(w why.World, from *corev1.Pod, to place, r request, a why.CallAnswer) string {
+	if a.Verdict == why.Allowed || a.Change == nil || a.Change.Command == "" && a.Change.YAML == "" {
+		return ""
+	}
+	changed, err := questions.Apply(manifest.Objects{Objects: c.Objects}, *a.Change)
+	if err != nil {
+		return err.Error()
+	}
+	c.Objects = changed.Objects
+	w.Snapshot, w.Namespaces, w.Services = c.build(""), c.Namespaces, c.Services
+	again, err := w.Call(question(from, to, r))
+	if p := newPolicy(c); err != nil || again.Verdict != why.Allowed || p.expect(from, to, r).has(denied) {
+		return fmt.Sprintf("with the change that is proposed why says %s (%v), and by the rules it is %s\n%s\n%s", again.Verdict, err, p.expect(from, to, r), again.Text(), a.Change.YAML)
+	}
+	return ""
 }
 
 // TestWhyFollowsTheRules compares package why with the written rules.

@@ -34,7 +34,7 @@ func (c *call) servers(m *mesh.Service) []serverPort {
 		}
 	}
 	var out []serverPort
-	for _, s := range c.services(func(s *mesh.Service) bool { return slices.Contains(names, s.Name) }) {
+	for _, s := range c.services(func(s *mesh.Service) bool { return slices.Contains(names, s.Name) && mesh.Splittable(m, s) }) {
 		for _, id := range s.Identities {
 			for _, port := range s.TargetPorts {
 				out = append(out, serverPort{identity: id, port: port, protocol: s.Protocol})
@@ -80,6 +80,9 @@ func (c *call) suggest(r Reason) {
 // joining is what a caller without a proxy can do: get one or, where the server is
 // permissive anyway, be let in without.
 func (c *call) joining(servers []serverPort) *Change {
+	if held, _ := c.held(servers[0]); held.IsHTTP() && (c.scheme == "tcp" || c.isHTTP() && c.escaped()) {
+		return &Change{Text: fmt.Sprintf("No policy can allow this: port %d is declared as %s, and its proxy refuses what it cannot read.", servers[0].port, held)}
+	}
 	give := fmt.Sprintf("label its namespace with %s=enabled and restart its pods", annotation.Inject)
 	if c.pod != nil {
 		give = fmt.Sprintf("outrigger why pod %s says how", c.caller.Pod)
@@ -100,6 +103,19 @@ const maxMisses = 5
 // advise looks through the grants of the servers for those that come near, and
 // says what would be enough.
 func (c *call) advise(servers []serverPort) {
+	if text := c.declaredTwice(servers); text != "" {
+		c.answer.Change = &Change{Text: text}
+		return
+	}
+	if reads := slices.ContainsFunc(servers, func(s serverPort) bool { return s.protocol != mesh.TCP }); reads && c.isHTTP() && c.escaped() {
+		c.answer.Change = &Change{Text: "No policy can allow this: " + errEscaped.Error() + "."}
+		return
+	}
+	if i := slices.IndexFunc(servers, func(s serverPort) bool { return s.protocol.IsHTTP() }); i >= 0 && !c.isHTTP() {
+		c.answer.Change = &Change{Text: fmt.Sprintf("No policy can allow this: port %d is declared as %s, and only HTTP gets in there. "+
+			"If the application speaks something else, name the Service port tcp-…, or set its appProtocol.", servers[i].port, servers[i].protocol)}
+		return
+	}
 	var near []NearMiss
 	joinable := map[mesh.Identity][]string{} // grants that lack nothing but the caller
 	for _, g := range c.Snapshot.Dump().Grants {
@@ -116,6 +132,30 @@ func (c *call) advise(servers []serverPort) {
 	slices.SortStableFunc(near, func(a, b NearMiss) int { return cmp.Compare(a.far, b.far) })
 	c.answer.NearMisses = near[:min(len(near), maxMisses)]
 	c.answer.Change = c.smallest(servers, joinable)
+}
+
+// declaredTwice says what to do where the Service that is called says something else
+// of a port of its pods than the Service whose word holds, or nothing.
+func (c *call) declaredTwice(servers []serverPort) string {
+	for _, s := range servers {
+		if held, ok := c.held(s); ok && held != s.protocol && !(held.IsHTTP() && s.protocol.IsHTTP()) {
+			return fmt.Sprintf("Two Services lead to port %d of the pods of %s, and declare it differently (%s holds, not %s). Give both the same protocol: name their ports alike, or set their appProtocol.",
+				s.port, s.identity, protocolName(held), protocolName(s.protocol))
+		}
+	}
+	return ""
+}
+
+// held returns what a server's port speaks, by the word of the Service that holds.
+func (c *call) held(s serverPort) (mesh.Protocol, bool) {
+	for _, id := range c.Snapshot.Proxies() {
+		w, _ := c.Snapshot.Workload(id)
+		i := slices.IndexFunc(w.Ports, func(p mesh.WorkloadPort) bool { return p.Port == s.port })
+		if w.Identity == s.identity && i >= 0 {
+			return w.Ports[i].Protocol, true
+		}
+	}
+	return mesh.Auto, false
 }
 
 // compare says in what a grant differs from what the call needs, and whether it

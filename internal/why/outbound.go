@@ -95,14 +95,34 @@ func (c *call) ungranted(m *mesh.Service) {
 		c.answer.Change = &Change{Text: "Start a pod of service " + m.Name.ServiceName.String() + " and ask again: what lets a call through is a policy for the pod's account."}
 		return
 	}
-	if len(c.servers(m)) == 0 {
-		c.deny(Client, NoMeshServers, "Namespace %s is enforced, and no pod of service %s has a proxy that could tell who calls.", ns, m.Name)
+	servers, which := c.servers(m), "no pod of service "+m.Name.String()
+	if m.Headless {
+		servers, which = c.dialled(m), "no pod that this call of service "+m.Name.String()+" goes to"
+	}
+	if len(servers) == 0 {
+		c.deny(Client, NoMeshServers, "Namespace %s is enforced, and %s has a proxy that could tell who calls.", ns, which)
 		c.answer.Change = &Change{Text: "No policy can allow this. Give the pods of service " + m.Name.ServiceName.String() + " proxies; outrigger why pod says why one has none."}
 		return
 	}
 	c.deny(Client, NoGrant, "The caller's own proxy denies it: namespace %s is enforced, %s, and no policy lets %s call service %s.",
 		ns, c.setBy(ns, annotation.TrafficPolicy), c.caller.Identity, m.Name)
-	c.advise(c.servers(m))
+	c.advise(servers)
+}
+
+// dialled returns what a call to a headless Service comes to: the pods at the addresses
+// that are dialled.
+func (c *call) dialled(m *mesh.Service) []serverPort {
+	var out []serverPort
+	for _, a := range c.target.addresses {
+		e := endpointAt(m.Endpoints, a, c.port)
+		if e == nil || e.Identity.IsZero() {
+			continue
+		}
+		if s := (serverPort{identity: e.Identity, port: e.Port, protocol: m.Protocol}); !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // throughBundles asks the servers behind the ways that the caller's proxy has.
