@@ -207,8 +207,22 @@ func followWhy(t *testing.T, story questions.Story, c questions.Call) {
 		t.Errorf("after the change why says %s (%v)\n%s", again.Verdict, err, again.Text())
 	}
 	undo()
-	apply(t, "%s", story.Objects)
+	restore(t, story)
 	eventually(t, func(ctx context.Context) error { return happens(ctx, c, c.Verdict != why.Denied, c.Status, c.Servers) })
+}
+
+// restore makes a story's objects what they were, but for its pods: they run, with
+// what injection made of them.
+func restore(t *testing.T, s questions.Story) {
+	t.Helper()
+	objects, err := cluster.Objects(s.Objects)
+	if err == nil {
+		objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() == "Pod" })
+		err = cluster.ApplyObjects(t.Context(), objects...)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // change makes a change. What undo leaves, the story's own objects put right.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -37,6 +38,9 @@ func (q *request) caller(keepAlive bool, connections int) (caller, error) {
 	}
 	switch target.Scheme {
 	case "http", "https":
+		if keepAlive && connections == 1 && target.Scheme == "http" && !q.http2 {
+			return &keptCaller{request: q, address: target.Host}, nil
+		}
 		client := newClient
 		if q.http2 {
 			client = newHTTP2Client
@@ -63,6 +67,72 @@ type httpCaller struct {
 func (c *httpCaller) call(ctx context.Context) reply { return c.do(ctx, c.client) }
 
 func (c *httpCaller) close() { c.client.CloseIdleConnections() }
+
+// A keptCaller speaks HTTP/1.1 over a connection of its own, and gives it up only
+// when the other side says so or closes it. A client of net/http may also do that
+// when the machine is busy.
+type keptCaller struct {
+	*request
+	address string
+	kept    *lines
+}
+
+func (c *keptCaller) call(ctx context.Context) (r reply) {
+	start := time.Now()
+	defer func() { r.Took = time.Since(start) }()
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	r, unsent := c.over(ctx, start.Add(c.timeout))
+	if unsent {
+		// The connection had been closed before: as any client does, try another.
+		r, _ = c.over(ctx, start.Add(c.timeout))
+	}
+	return r
+}
+
+// over makes the call over the connection that there is, or a new one. It reports
+// whether that was closed without a word.
+func (c *keptCaller) over(ctx context.Context, until time.Time) (r reply, unsent bool) {
+	r.Reused = c.kept != nil
+	if c.kept == nil {
+		opened, err := openTCP(ctx, c.address)
+		if err != nil {
+			return reply{Err: err}, false
+		}
+		c.kept = opened
+	}
+	resp, err := c.exchange(ctx, until)
+	if err != nil {
+		c.close()
+		return reply{Err: err, Reused: r.Reused}, r.Reused && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF))
+	}
+	r.read(resp)
+	if r.Err != nil || resp.Close {
+		c.close()
+	}
+	return r, false
+}
+
+func (c *keptCaller) exchange(ctx context.Context, until time.Time) (*http.Response, error) {
+	req, err := c.make(ctx)
+	if err == nil {
+		err = c.kept.conn.SetDeadline(until)
+	}
+	if err == nil {
+		err = req.Write(c.kept.conn)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return http.ReadResponse(c.kept.reader, req)
+}
+
+func (c *keptCaller) close() {
+	if c.kept != nil {
+		c.kept.close()
+		c.kept = nil
+	}
+}
 
 // A conversation says something and hears it again.
 type conversation interface {
@@ -155,13 +225,24 @@ type lines struct {
 
 func dialTCP(address string) func(context.Context) (conversation, error) {
 	return func(ctx context.Context) (conversation, error) {
-		var dialer net.Dialer
-		conn, err := dialer.DialContext(ctx, "tcp", address)
+		opened, err := openTCP(ctx, address)
 		if err != nil {
 			return nil, err
 		}
-		return &lines{conn: conn, reader: bufio.NewReader(conn)}, nil
+		return opened, nil
 	}
+}
+
+func openTCP(ctx context.Context, address string) (*lines, error) {
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		address = net.JoinHostPort(address, "80")
+	}
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return &lines{conn: conn, reader: bufio.NewReader(conn)}, nil
 }
 
 func (l *lines) echo(word string, until time.Time) (banner string, err error) {

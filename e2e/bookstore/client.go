@@ -88,25 +88,40 @@ func (q *request) do(ctx context.Context, client *http.Client) (r reply) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
 	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { r.Reused = info.Reused }}
-	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), q.method, q.url, strings.NewReader(q.body))
+	req, err := q.make(httptrace.WithClientTrace(ctx, trace))
 	if err != nil {
 		return reply{Err: err}
-	}
-	for _, header := range q.headers {
-		name, value, ok := strings.Cut(header, ":")
-		if !ok {
-			return reply{Err: fmt.Errorf("header %q: want \"name: value\"", header)}
-		}
-		req.Header.Set(name, strings.TrimSpace(value))
-		if strings.EqualFold(name, "Host") {
-			req.Host = strings.TrimSpace(value)
-		}
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		r.Err = err
 		return r
 	}
+	r.read(resp)
+	return r
+}
+
+// make returns the request as HTTP has it.
+func (q *request) make(ctx context.Context) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, q.method, q.url, strings.NewReader(q.body))
+	if err != nil {
+		return nil, err
+	}
+	for _, header := range q.headers {
+		name, value, ok := strings.Cut(header, ":")
+		if !ok {
+			return nil, fmt.Errorf("header %q: want \"name: value\"", header)
+		}
+		req.Header.Set(name, strings.TrimSpace(value))
+		if strings.EqualFold(name, "Host") {
+			req.Host = strings.TrimSpace(value)
+		}
+	}
+	return req, nil
+}
+
+// read takes what an answer says, to its end.
+func (r *reply) read(resp *http.Response) {
 	defer func() { _ = resp.Body.Close() }()
 	r.Status, r.Identity = resp.StatusCode, resp.Header.Get(identityHeader)
 	// Read to its end, or the connection could not be used again.
@@ -120,5 +135,4 @@ func (q *request) do(ctx context.Context, client *http.Client) (r reply) {
 	if !r.good() {
 		r.Refusal = string(beginning)
 	}
-	return r
 }

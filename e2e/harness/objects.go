@@ -50,6 +50,11 @@ func (c *Cluster) Apply(ctx context.Context, text string) error {
 	if err != nil {
 		return err
 	}
+	return c.ApplyObjects(ctx, objects...)
+}
+
+// ApplyObjects creates or changes objects, in their order.
+func (c *Cluster) ApplyObjects(ctx context.Context, objects ...*unstructured.Unstructured) error {
 	for _, object := range objects {
 		err := c.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(object), owner, client.ForceOwnership)
 		if err != nil {
