@@ -48,7 +48,7 @@ Envoy. Flags, which tests need and pods do not:
 
 // options are the command line's flags.
 type options struct {
-	stateDir, tokenFile, trustFile, envoy, address string
+	stateDir, tokenFile, trustFile, envoy, address, metricsAddress string
 }
 
 func main() {
@@ -69,6 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.trustFile, "trust", bootstrap.TrustFile, "`file` with the roots for outriggerd")
 	flags.StringVar(&o.envoy, "envoy", bootstrap.EnvoyBinary, "Envoy's `path`")
 	flags.StringVar(&o.address, "address", ":"+strconv.Itoa(bootstrap.AgentPort), "`address` for readiness and probes")
+	flags.StringVar(&o.metricsAddress, "metrics-address", ":"+strconv.Itoa(bootstrap.MetricsPort), "`address` for metrics")
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
 		flags.PrintDefaults()
@@ -129,9 +130,9 @@ func proxy(ctx context.Context, text string, o options, stderr io.Writer) int {
 		TokenFile: o.tokenFile,
 		TrustFile: o.trustFile,
 		Envoy:     o.envoy,
-		Address:   o.address,
-		Signals:   signals,
-		Log:       log,
+		Address:   o.address, MetricsAddress: o.metricsAddress,
+		Signals: signals,
+		Log:     log,
 	})
 	if err != nil {
 		log.Error("sidecar failed", "error", err)

@@ -69,6 +69,16 @@ func TestSidecar(t *testing.T) {
 			t.Errorf("through Envoy: got %d %q %v; want the application's answer", code, text, err)
 		}
 	})
+	t.Run("metrics", func(t *testing.T) {
+		for _, path := range []string{"/metrics", "/stats/prometheus"} {
+			if code, text, err := s.get(15010, path); code != http.StatusOK || !strings.Contains(text, "\nenvoy_server_live{} 1\n") {
+				t.Errorf("%s: got %d %v; want Envoy's metrics in\n%s", path, code, err, text)
+			}
+		}
+		if code, _, err := s.get(15010, "/stats"); code != http.StatusNotFound {
+			t.Errorf("Envoy's admin interface: got %d, %v; want nothing but metrics", code, err)
+		}
+	})
 	t.Run("identity", func(t *testing.T) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -403,7 +413,7 @@ func TestCannotRun(t *testing.T) {
 		env  string
 		want string
 	}{
-		"no Envoy":    {[]string{"-envoy", "/nonexistent", "-address", w.ip + ":15020"}, "", "start Envoy"},
+		"no Envoy":    {[]string{"-envoy", "/nonexistent", "-address", w.ip + ":15020", "-metrics-address", w.ip + ":15010"}, "", "start Envoy"},
 		"port taken":  {[]string{"-address", taken}, "", "listen for probes"},
 		"no identity": {[]string{"-address", w.ip + ":15020"}, bootstrap.EnvPodUID + "=", "pod uid is empty"},
 		"no address":  {[]string{"-address", w.ip + ":15020"}, bootstrap.EnvPodIPs + "=", "POD_IPS"},

@@ -150,7 +150,7 @@ func (w *world) start(binary string, change func(*bootstrap.Settings)) *sidecar 
 		w.t.Fatal(err)
 	}
 	s := &sidecar{world: w, log: &buffer{}, exited: make(chan struct{})}
-	s.command = w.commandOf(binary, "-envoy", envoy, "-address", w.ip+":15020", "proxy", string(text))
+	s.command = w.commandOf(binary, "-envoy", envoy, "-address", w.ip+":15020", "-metrics-address", w.ip+":15010", "proxy", string(text))
 	s.command.Stderr = s.log
 	s.command.Stdout = s.log
 	if err := s.command.Start(); err != nil {

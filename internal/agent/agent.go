@@ -29,8 +29,9 @@ type Config struct {
 	TokenFile, TrustFile string
 	// Envoy is the path of its binary.
 	Envoy string
-	// Address is where readiness and probes are served.
-	Address string
+	// Address is where readiness and probes are served, MetricsAddress where Envoy's
+	// metrics are.
+	Address, MetricsAddress string
 	// Signals to this process. SIGTERM means that the application is gone,
 	// SIGINT that nobody wants to wait; all others are Envoy's.
 	Signals <-chan os.Signal
@@ -103,24 +104,30 @@ func (a *agent) prepare() error {
 	return nil
 }
 
-// serve answers the kubelet on the port, and our own commands on the socket.
+// serve answers the kubelet and Prometheus on their ports, and our own commands on
+// the socket.
 func (a *agent) serve(ctx context.Context, group *errgroup.Group) error {
 	var l net.ListenConfig
 	port, err := l.Listen(ctx, "tcp", a.Address)
 	if err != nil {
 		return fmt.Errorf("listen for probes: %w", err)
 	}
+	metrics, err := l.Listen(ctx, "tcp", a.MetricsAddress)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen for scrapes of metrics: %w", err), port.Close())
+	}
 	socket, err := l.Listen(ctx, "unix", a.files.AgentSocket)
 	if err != nil {
-		return errors.Join(fmt.Errorf("listen for commands: %w", err), port.Close())
+		return errors.Join(fmt.Errorf("listen for commands: %w", err), port.Close(), metrics.Close())
 	}
 	if err := os.Chmod(a.files.AgentSocket, 0o600); err != nil {
-		return errors.Join(fmt.Errorf("listen for commands: %w", err), port.Close(), socket.Close())
+		return errors.Join(fmt.Errorf("listen for commands: %w", err), port.Close(), metrics.Close(), socket.Close())
 	}
 	a.Log.Info("agent listens", "address", port.Addr().String())
 	probes := newProber(a.Settings.Probes, a.PodIP)
 	probes.handlers[bootstrap.ReadyPath] = http.HandlerFunc(a.serveReady)
 	a.start(ctx, group, port, probes)
+	a.start(ctx, group, metrics, a.metricsHandler())
 	a.start(ctx, group, socket, http.HandlerFunc(a.serveCommand))
 	return nil
 }

@@ -30,7 +30,8 @@ const (
 	upstream   = "%UPSTREAM_PEER_URI_SAN%"
 )
 
-// call are the fields of every line.
+// call are the fields of every line. The field tls says in which mode the call was
+// served.
 func call(direction string) fields {
 	f := fields{
 		"time":        "%START_TIME%",
@@ -44,9 +45,9 @@ func call(direction string) fields {
 		"ms":          "%DURATION%",
 	}
 	if direction == inboundName {
-		return f.with(fields{"caller": downstream, "server": self})
+		return f.with(fields{"caller": downstream, "server": self, "tls": downstreamTLS})
 	}
-	return f.with(fields{"caller": self, "server": upstream, "cluster": "%UPSTREAM_CLUSTER%"})
+	return f.with(fields{"caller": self, "server": upstream, "cluster": "%UPSTREAM_CLUSTER%", "tls": upstreamTLS})
 }
 
 // httpLog writes a line for each request that was denied or failed.

@@ -100,21 +100,25 @@ func (e *encoder) serviceListener(b *mesh.Bundle, name, to string, addresses []n
 	for _, a := range addresses[1:] {
 		l.AdditionalAddresses = append(l.AdditionalAddresses, &listenerv3.AdditionalAddress{Address: address(a)})
 	}
+	f := call(outboundName).with(fields{"service": b.Name.String()})
+	if b.Passthrough || to == dialledName(b, true) {
+		f["tls"] = plainMode
+	}
 	if b.Passthrough {
-		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.outboundTCP(passthroughName))}
+		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.outboundTCP(passthroughName, f))}
 		return l
 	}
 	switch {
 	case b.Protocol.IsHTTP():
-		l.FilterChains = []*listenerv3.FilterChain{chain("http", e.outboundHTTP(to))}
+		l.FilterChains = []*listenerv3.FilterChain{chain("http", e.outboundHTTP(to, f))}
 	case b.Protocol == mesh.TCP:
-		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.opaque(b, to)...)}
+		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.opaque(b, to, f)...)}
 	default:
 		e.sniff(l)
-		http := chain("http", e.outboundHTTP(to))
+		http := chain("http", e.outboundHTTP(to, f))
 		http.FilterChainMatch = &listenerv3.FilterChainMatch{ApplicationProtocols: plainHTTP()}
 		l.FilterChains = []*listenerv3.FilterChain{http}
-		l.DefaultFilterChain = chain("tcp", e.opaque(b, to)...)
+		l.DefaultFilterChain = chain("tcp", e.opaque(b, to, f)...)
 	}
 	return l
 }
@@ -129,15 +133,15 @@ func (e *encoder) sniff(l *listenerv3.Listener) {
 // plainHTTP is what the inspector finds.
 func plainHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
 
-func (e *encoder) outboundHTTP(routes string) *listenerv3.Filter {
-	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(call(outboundName))})
+func (e *encoder) outboundHTTP(routes string, f fields) *listenerv3.Filter {
+	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(f), e.countRequests(f)})
 	m.RouteSpecifier = byRDS(routes)
 	m.LocalReplyConfig = revoked()
 	return e.httpFilterOf(m)
 }
 
-func (e *encoder) outboundTCP(cluster string) *listenerv3.Filter {
-	return e.tcpProxy(outboundName, cluster, e.tcpLog(call(outboundName)))
+func (e *encoder) outboundTCP(cluster string, f fields) *listenerv3.Filter {
+	return e.tcpProxy(outboundName, cluster, e.tcpLog(f), e.countConnections(f))
 }
 
 func chain(name string, filters ...*listenerv3.Filter) *listenerv3.FilterChain {

@@ -98,10 +98,6 @@ func (e *encoder) sameProtocol() map[string]*anypb.Any {
 	}
 }
 
-// plainKey marks, in the metadata of an endpoint, one outside the mesh. What is
-// not marked is reached by mutual TLS.
-const plainKey = "plain"
-
 // serviceCluster is the cluster of a bundle's endpoints.
 func (e *encoder) serviceCluster(b *mesh.Bundle) *clusterv3.Cluster {
 	name := b.Name.String()
@@ -116,8 +112,8 @@ func (e *encoder) serviceCluster(b *mesh.Bundle) *clusterv3.Cluster {
 	c.TypedExtensionProtocolOptions = e.sameProtocol()
 	c.TransportSocket = e.clientTLS(b)
 	c.TransportSocketMatches = []*clusterv3.Cluster_TransportSocketMatch{{
-		Name:            plainKey,
-		Match:           &structpb.Struct{Fields: map[string]*structpb.Value{plainKey: structpb.NewBoolValue(true)}},
+		Name:            "plain",
+		Match:           plainMark(),
 		TransportSocket: e.raw(),
 	}}
 	return c
@@ -167,10 +163,15 @@ func serviceEndpoint(ep mesh.Endpoint, othersLeft bool) *endpointv3.LbEndpoint {
 	}
 	if ep.Identity.IsZero() {
 		lb.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
-			"envoy.transport_socket_match": {Fields: map[string]*structpb.Value{plainKey: structpb.NewBoolValue(true)}},
+			"envoy.transport_socket_match": plainMark(),
 		}}
 	}
 	return lb
+}
+
+// plainMark marks an endpoint outside the mesh.
+func plainMark() *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{modeKey: structpb.NewStringValue(plainMode)}}
 }
 
 func lbEndpoint(a *corev3.Address) *endpointv3.LbEndpoint {

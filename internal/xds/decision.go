@@ -3,6 +3,7 @@ package xds
 import (
 	"cmp"
 	"fmt"
+	"strconv"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -63,7 +64,7 @@ func httpDecision() fields {
 // broke off, it was not denied.
 const (
 	failure    = "connection.transport_failure_reason"
-	failed     = failure + " != ''"
+	failed     = "has(" + failure + ")"
 	wrongName  = failure + ".contains('SAN matcher')"
 	unverified = "(" + failure + ".contains('CERTIFICATE_VERIFY_FAILED') || " + failure + ".contains('PEER_DID_NOT_RETURN'))"
 )
@@ -71,36 +72,46 @@ const (
 // handshake is what a handshake says about a call. A wrong name has that reason.
 func handshake(wrong string) fields {
 	return fields{
-		"decision":      "%CEL(!(" + failed + ") ? 'allowed' : " + unverified + " ? 'denied' : '')%",
+		"decision":      "%CEL(!" + failed + " ? 'allowed' : " + unverified + " ? 'denied' : '')%",
 		"reason":        "%CEL(" + wrongName + " ? '" + wrong + "' : " + unverified + " ? '" + stranger + "' : '')%",
 		"downstreamTLS": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%",
 	}
 }
 
+// onPort are the fields of calls to a port.
+func onPort(p mesh.InboundPort) fields {
+	return call(inboundName).with(fields{"port": strconv.Itoa(int(p.Port))})
+}
+
 // inboundTCPLog writes a line for each connection to a TCP port that was denied
-// or failed.
-func (e *encoder) inboundTCPLog(p mesh.InboundPort) *accesslogv3.AccessLog {
-	f := call(inboundName).with(handshake(noGrant)).with(fields{"policy": "%SECRET(" + policyKey + ")%"})
-	return e.stdout(anyOf(anyFlag(), e.holds(failed)), f, &corev3.TypedExtensionConfig{
+// or failed, and counts all.
+func (e *encoder) inboundTCPLog(p mesh.InboundPort) []*accesslogv3.AccessLog {
+	f := onPort(p).with(handshake(noGrant))
+	log := e.stdout(anyOf(anyFlag(), e.holds(failed)), f.with(fields{"policy": "%SECRET(" + policyKey + ")%"}), &corev3.TypedExtensionConfig{
 		Name: "envoy.formatter.generic_secret",
 		TypedConfig: e.any(&secretv3.GenericSecret{SecretConfigs: map[string]*tlsv3.SdsSecretConfig{
 			policyKey: {Name: policyName(p), SdsConfig: ads()},
 		}}),
 	})
+	return []*accesslogv3.AccessLog{log, e.countConnections(f)}
 }
 
-// handshakeLog writes a line for each connection to an HTTP port that came to
-// nothing before there was a request.
-func (e *encoder) handshakeLog() *accesslogv3.AccessLog {
-	return e.stdout(e.holds(failed+" && xds.filter_chain_name.endsWith(' "+httpChain+"')"), call(inboundName).with(handshake(stranger)))
+// handshakeLog is for connections to an HTTP port that came to nothing before
+// there was a request. The port is one that has a chain, so there are few.
+func (e *encoder) handshakeLog() []*accesslogv3.AccessLog {
+	f := call(inboundName).with(handshake(stranger)).with(fields{"port": "%DOWNSTREAM_LOCAL_PORT%"})
+	only := e.holds(failed + " && xds.filter_chain_name.endsWith(' " + httpChain + "')")
+	return []*accesslogv3.AccessLog{e.stdout(only, f), e.countRefused(only, f)}
 }
 
-// closedLog writes a line for each connection that no chain takes.
-func (e *encoder) closedLog() *accesslogv3.AccessLog {
-	return e.tcpLog(call(inboundName).with(fields{
+// closedLog is for connections that no chain takes. Callers choose the port, so it
+// is no label.
+func (e *encoder) closedLog() []*accesslogv3.AccessLog {
+	f := call(inboundName).with(fields{
 		"decision": "denied",
 		"reason":   "plain text where only mutual TLS is taken, or a port that no Service leads to",
-	}))
+	})
+	return []*accesslogv3.AccessLog{e.tcpLog(f), e.countRefused(nil, f)}
 }
 
 // policyName is the secret with what holds on a TCP port. It is none, but it comes

@@ -88,8 +88,8 @@ func (e *encoder) inbound(in inboundPart) {
 	}
 	// A listener must have a chain; and so that a port which is not served is
 	// closed in the same way whatever else the workload has.
-	l.DefaultFilterChain = chain("closed", e.tcpProxy(inboundName, closedName, e.closedLog()))
-	l.AccessLog = []*accesslogv3.AccessLog{e.handshakeLog()}
+	l.DefaultFilterChain = chain("closed", e.tcpProxy(inboundName, closedName, e.closedLog()...))
+	l.AccessLog = e.handshakeLog()
 	e.add(Listener, inboundName, l)
 }
 
@@ -124,7 +124,6 @@ const httpChain = "http"
 
 // inboundChains are the ways into one port.
 func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv3.FilterChain {
-	http := e.httpFilterOf(e.inboundHTTP(in.Inbound, p))
 	var chains []*listenerv3.FilterChain
 	add := func(kind string, c *tlsv3.CommonTlsContext, f *listenerv3.Filter, match *listenerv3.FilterChainMatch) {
 		match.DestinationPort = wrapperspb.UInt32(uint32(p.Port))
@@ -140,22 +139,22 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 	members, allowed := meshMembers(in.TrustDomain), onlyBySecret(allowName(p))
 	switch {
 	case p.Protocol.IsHTTP():
-		add(httpChain, members, http, &listenerv3.FilterChainMatch{})
+		add(httpChain, members, e.inboundHTTP(in.Inbound, p, downstreamTLS), &listenerv3.FilterChainMatch{})
 	case p.Protocol == mesh.TCP:
 		add("tcp", allowed, e.inboundTCP(p), &listenerv3.FilterChainMatch{})
 	default:
-		add(httpChain, members, http, &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"h2", "http/1.1"}})
+		add(httpChain, members, e.inboundHTTP(in.Inbound, p, downstreamTLS), &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"h2", "http/1.1"}})
 		add("tcp", allowed, e.inboundTCP(p), &listenerv3.FilterChainMatch{})
 	}
 	if !p.PlainText {
 		return chains
 	}
 	if p.Protocol.IsHTTP() {
-		add("plain http", nil, http, &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer"})
+		add("plain-http", nil, e.inboundHTTP(in.Inbound, p, plainMode), &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer"})
 	}
 	// The application's own TLS is opaque, and so is an undeclared port.
-	tcp := e.tcpProxy(inboundName, applicationName(p), e.tcpLog(call(inboundName).with(fields{"decision": "allowed"})))
-	add("plain", nil, tcp, &listenerv3.FilterChainMatch{})
+	f := onPort(p).with(fields{"tls": plainMode, "decision": "allowed"})
+	add("plain", nil, e.tcpProxy(inboundName, applicationName(p), e.tcpLog(f), e.countConnections(f)), &listenerv3.FilterChainMatch{})
 	return chains
 }
 
@@ -170,15 +169,16 @@ func mayConnect(trustDomain string, p mesh.InboundPort) []*tlsv3.SubjectAltNameM
 // inboundTCP hands a connection to the application once the handshake has shown
 // that it may: nobody else makes it so much as accept.
 func (e *encoder) inboundTCP(p mesh.InboundPort) *listenerv3.Filter {
-	proxy := tcpProxy(inboundName, applicationName(p), []*accesslogv3.AccessLog{e.inboundTCPLog(p)})
+	proxy := tcpProxy(inboundName, applicationName(p), e.inboundTCPLog(p))
 	proxy.UpstreamConnectMode = tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
 	proxy.MaxEarlyDataBytes = wrapperspb.UInt32(0)
 	return e.networkFilter(tcpProxyFilter, proxy)
 }
 
-func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort) *hcmv3.HttpConnectionManager {
-	log := e.httpLog(call(inboundName).with(httpDecision()))
-	m := e.manager(bootstrap.InboundStats, []*accesslogv3.AccessLog{log}, e.httpFilter(rbacFilter, denyAll()))
+// inboundHTTP is what an HTTP port has for connections in one mode of TLS.
+func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort, tls string) *listenerv3.Filter {
+	f := onPort(p).with(httpDecision()).with(fields{"tls": tls})
+	m := e.manager(bootstrap.InboundStats, []*accesslogv3.AccessLog{e.httpLog(f), e.countRequests(f)}, e.httpFilter(rbacFilter, denyAll()))
 	m.RouteSpecifier = byRDS(routeName(p))
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
@@ -193,7 +193,7 @@ func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort) *hcmv3.HttpC
 				"Run: outrigger why call %%DOWNSTREAM_PEER_URI_SAN%% %%REQ(:METHOD)%% 'http://%%REQ(:AUTHORITY)%%%%PATH(NQ)%%'\n", p.Port, in.Identity)),
 		},
 	}}
-	return m
+	return e.httpFilterOf(m)
 }
 
 // inboundRoute encodes the one route of a port, with who may use it.

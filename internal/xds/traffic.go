@@ -146,7 +146,7 @@ func (e *encoder) idle(b *mesh.Bundle) {
 
 // opaque are the filters of a chain that carries what is not HTTP to a cluster of
 // a bundle.
-func (e *encoder) opaque(b *mesh.Bundle, cluster string) []*listenerv3.Filter {
+func (e *encoder) opaque(b *mesh.Bundle, cluster string, f fields) []*listenerv3.Filter {
 	const secret = "idle"
 	return []*listenerv3.Filter{
 		e.networkFilter("envoy.filters.network.set_filter_state", &setstatev3.Config{
@@ -163,6 +163,6 @@ func (e *encoder) opaque(b *mesh.Bundle, cluster string) []*listenerv3.Filter {
 				}},
 			}},
 		}),
-		e.outboundTCP(cluster),
+		e.outboundTCP(cluster, f),
 	}
 }
