@@ -11,6 +11,8 @@ TOOL    := $(GO) tool -modfile=tools/go.mod
 CLUSTER := $(GO) run ./e2e/cluster
 # The packages with tests that need root: network namespaces, an API server.
 INTEGRATION := ./cmd/outrigger ./cmd/outrigger-init ./internal/agent ./internal/controller ./internal/identity ./webhook ./e2e/cluster/local
+# The kinds whose versions differ in shape.
+CONVERTED := manifests/crds/access.smi-spec.io_traffictargets.yaml manifests/crds/specs.smi-spec.io_httproutegroups.yaml manifests/crds/specs.smi-spec.io_tcproutes.yaml
 # One line with the time since the start for each step of a long target.
 STEP     = @printf '\n== %4ds  %s\n' "$$(($$(date +%s) - $(START)))"
 START   := $(shell date +%s)
@@ -78,6 +80,7 @@ check-format:
 generate: ## deep copies, CRDs and the page about annotations
 	$(TOOL) controller-gen object paths=./internal/api/...
 	$(TOOL) controller-gen crd paths=./internal/api/... output:crd:dir=manifests/crds
+	sed -i '/^spec:$$/r internal/api/conversion/webhook.yaml' $(CONVERTED)
 	$(GO) run ./internal/annotation/document > docs/annotations.md
 
 # Apart from generate, so that nothing else depends on protoc and its version,

@@ -15,6 +15,7 @@
 //	iptables    PURE   redirect settings -> iptables-restore text
 //	signing            the call by which an agent gets its certificate
 //	api                the SMI kinds: types and deep copies
+//	api/conversion PURE an SMI object -> the same in another version
 //	controller  SHELL  watch, debounce, ingest, publish; Problems -> Events
 //	identity    SHELL  who is calling, and its certificate; the CA; trust
 //	server      SHELL  delta ADS and signing over gRPC

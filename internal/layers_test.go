@@ -53,12 +53,13 @@ var layers = map[string]layer{
 		outside: []string{"k8s.io/api/", "k8s.io/apimachinery/"},
 	},
 	"internal/manifest": {
-		pure: true, ours: []string{"internal/api", "internal/annotation", "internal/ingest", "injector"},
+		pure: true, ours: []string{"internal/api", "internal/api/conversion", "internal/annotation", "internal/ingest", "injector"},
 		outside: []string{"k8s.io/api/", "k8s.io/apimachinery/"},
 	},
-	"webhook":          {ours: []string{"injector", "internal/annotation"}, outside: []string{"k8s.io/api/", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/", "github.com/go-logr/logr", "gomodules.xyz/jsonpatch/v2"}},
-	"internal/signing": {ours: []string{"internal/mesh"}, outside: []string{"google.golang.org/"}},
-	"internal/api":     {outside: []string{"k8s.io/apimachinery/"}},
+	"webhook":                 {ours: []string{"injector", "internal/annotation", "internal/api/conversion"}, outside: []string{"k8s.io/apiextensions-apiserver/pkg/apis/", "k8s.io/api/", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/", "github.com/go-logr/logr", "gomodules.xyz/jsonpatch/v2"}},
+	"internal/signing":        {ours: []string{"internal/mesh"}, outside: []string{"google.golang.org/"}},
+	"internal/api":            {outside: []string{"k8s.io/apimachinery/"}},
+	"internal/api/conversion": {pure: true, ours: []string{"internal/annotation"}, outside: []string{"k8s.io/apimachinery/"}},
 	"internal/controller": {
 		ours:    []string{"internal/mesh", "internal/ingest", "internal/api", "internal/annotation", "injector"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/"},

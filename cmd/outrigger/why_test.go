@@ -60,7 +60,7 @@ func TestWhyStatus(t *testing.T) {
 		"output":        {reason: "the words are told", args: append(enforced, "call", "deploy/buyer", "http://store", "-o", "yaml"), status: 2, says: "text and json are allowed"},
 		"file":          {reason: "the file is named", args: []string{"call", "a/b", "c", "-f", "testdata/none.yaml"}, status: 2, says: "testdata/none.yaml"},
 		"field":         {reason: "a misspelt field would quietly allow less", args: []string{"call", "a/b", "c", "-f", "-"}, stdin: "apiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\nmetadata: {name: x}\nspec: {source: []}\n", status: 2, says: `unknown field "spec.source"`},
-		"version":       {reason: "an older version says other things", args: []string{"call", "a/b", "c", "-f", "-"}, stdin: "apiVersion: access.smi-spec.io/v1alpha1\nkind: TrafficTarget\nmetadata: {name: x}\n", status: 2, says: "access.smi-spec.io/v1alpha1 is not read by the mesh"},
+		"version":       {reason: "nobody knows what it says", args: []string{"call", "a/b", "c", "-f", "-"}, stdin: "apiVersion: access.smi-spec.io/v1\nkind: TrafficTarget\nmetadata: {name: x}\n", status: 2, says: `no version "v1"`},
 		"setting":       {reason: "the values are the chart's", args: []string{"call", "a/b", "c", "-f", whyShop, "--set", "egress=maybe"}, status: 2, says: "allow and deny are allowed"},
 		"egress":        {reason: "so it is with these values", args: append(enforced, "--set", "egress=deny", "call", "deploy/buyer", "https://example.com"), status: 1, says: "outside the mesh"},
 		"folder":        {reason: "what is YAML in it and below", args: []string{"call", "deploy/buyer", "http://store/books", "-n", "shop", "-f", folder}, status: 0, says: "Allowed"},

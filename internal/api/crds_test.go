@@ -22,10 +22,16 @@ func TestCRDs(t *testing.T) {
 	cases := map[string]struct {
 		names    []string // plural, singular, short
 		versions []string // served
-		objects  []string // as OSM's users write them
+		stored   string
+		objects  []string            // as OSM's users write them
+		older    map[string][]string // in versions of another shape
 	}{
 		"access.smi-spec.io_traffictargets.yaml": {
-			names: []string{"traffictargets", "traffictarget", "tt"}, versions: []string{"v1alpha3"},
+			names: []string{"traffictargets", "traffictarget", "tt"}, versions: []string{"v1alpha1", "v1alpha2", "v1alpha3"}, stored: "v1alpha3",
+			older: map[string][]string{
+				"v1alpha1": {"destination: {kind: ServiceAccount, name: a, namespace: b, port: 8080}\nspecs: [{kind: HTTPRouteGroup, name: c, matches: [d]}]\nsources: [{kind: ServiceAccount, name: e}]"},
+				"v1alpha2": {"spec: {destination: {kind: ServiceAccount, name: a, port: 8080}, rules: [{kind: TCPRoute, name: c}], sources: [{kind: ServiceAccount, name: e}]}", "spec: {destination: {kind: ServiceAccount, name: a}}"},
+			},
 			objects: []string{`
 spec:
   destination: {kind: ServiceAccount, name: bookstore-v1, namespace: bookstore}
@@ -35,7 +41,11 @@ spec:
   - {kind: TCPRoute, name: port}`},
 		},
 		"specs.smi-spec.io_httproutegroups.yaml": {
-			names: []string{"httproutegroups", "httproutegroup", "htr"}, versions: []string{"v1alpha4"},
+			names: []string{"httproutegroups", "httproutegroup", "htr"}, versions: []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}, stored: "v1alpha4",
+			older: map[string][]string{
+				"v1alpha1": {`matches: [{name: a, pathRegex: /a, methods: [GET]}]`},
+				"v1alpha2": {`matches: [{name: a, headers: [{user-agent: ".*Android.*"}]}]`},
+			},
 			objects: []string{`
 spec:
   matches:
@@ -48,11 +58,12 @@ spec:
   - name: everything`},
 		},
 		"specs.smi-spec.io_tcproutes.yaml": {
-			names: []string{"tcproutes", "tcproute", "tr"}, versions: []string{"v1alpha4"},
-			objects: []string{"\nspec: {matches: {ports: [3306, 8080]}}"},
+			names: []string{"tcproutes", "tcproute", "tr"}, versions: []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}, stored: "v1alpha4",
+			objects: []string{"\nspec: {matches: {ports: [3306, 8080]}}", "\nspec: {matches: {ports: []}}", "\nspec: {}", "metadata: {}"},
+			older:   map[string][]string{"v1alpha1": {"metadata: {}"}, "v1alpha2": {"metadata: {}"}, "v1alpha3": {"spec: {}"}},
 		},
 		"split.smi-spec.io_trafficsplits.yaml": {
-			names: []string{"trafficsplits", "trafficsplit", "ts"}, versions: []string{"v1alpha2", "v1alpha3", "v1alpha4"},
+			names: []string{"trafficsplits", "trafficsplit", "ts"}, versions: []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}, stored: "v1alpha2",
 			objects: []string{`
 spec:
   service: bookstore.bookstore
@@ -79,11 +90,34 @@ spec:
 				if v.Served {
 					served = append(served, v.Name)
 				}
-				for _, o := range c.objects {
+				objects := c.objects
+				if older, ok := c.older[v.Name]; ok {
+					objects = older
+				}
+				for _, o := range objects {
 					taken(t, v, o)
+					taken(t, v, o+"\nstatus: {conditions: [{type: Accepted, status: 'True', reason: Accepted, message: '', lastTransitionTime: '2026-01-01T00:00:00Z', observedGeneration: 1}]}")
+				}
+				if v.Subresources == nil || v.Subresources.Status == nil {
+					t.Errorf("%s has no status", v.Name)
 				}
 			}
 			slices.Sort(served)
+			if got := storage(crd); got != c.stored {
+				t.Errorf("stored in %s, want %s", got, c.stored)
+			}
+			// What was stored is served without outriggerd, in the version too that
+			// kubectl and the namespace controller prefer.
+			strategy := apiextensionsv1.NoneConverter
+			if c.older != nil {
+				strategy = apiextensionsv1.WebhookConverter
+				if last := c.versions[len(c.versions)-1]; last != c.stored {
+					t.Errorf("the preferred version %s is converted", last)
+				}
+			}
+			if crd.Spec.Conversion == nil && c.older != nil || crd.Spec.Conversion != nil && crd.Spec.Conversion.Strategy != strategy {
+				t.Errorf("conversion is %v, want %s", crd.Spec.Conversion, strategy)
+			}
 			if d := cmp.Diff(c.versions, served); d != "" {
 				t.Errorf("served versions (-want +got):\n%s", d)
 			}

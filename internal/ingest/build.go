@@ -94,6 +94,6 @@ type builder struct {
 	ports map[mesh.ServiceName][]*mesh.Service
 	// groups and tcpRoutes have what the routes of the mesh's namespaces allow.
 	groups    map[routeName]group
-	tcpRoutes map[routeName][]uint16
+	tcpRoutes map[routeName]tcpRoute
 	granted   map[mesh.Identity][]mesh.Identity // who has a grant, by server
 }

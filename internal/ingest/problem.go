@@ -70,6 +70,9 @@ const (
 	// NothingAllowed: a TrafficTarget whose HTTP rules, or whose TCP rules, come to
 	// nothing. It is left out whole, because each kind narrows the other.
 	NothingAllowed Reason = "NothingAllowed"
+	// NoPorts: a TCPRoute that opens no port, because it lists none, or not the one
+	// that the TrafficTarget is narrowed to.
+	NoPorts Reason = "NoPorts"
 	// BadMatch: a faulty match in an HTTPRouteGroup. It is left out.
 	BadMatch Reason = "BadMatch"
 	// BadPort: a number in a TCPRoute that is no port. It is left out.

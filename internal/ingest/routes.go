@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
@@ -14,6 +15,13 @@ type routeName struct{ namespace, name string }
 
 // A group is an HTTPRouteGroup: its usable matches by name.
 type group map[string][]mesh.HTTPMatch
+
+// A tcpRoute is a TCPRoute: its usable ports, or that it means the port of the
+// TrafficTarget's destination.
+type tcpRoute struct {
+	ports         []uint16
+	ofDestination bool
+}
 
 // routes reads the HTTPRouteGroups and TCPRoutes of the mesh's namespaces.
 func (b *builder) routes() {
@@ -35,20 +43,24 @@ func (b *builder) routes() {
 		}
 		b.groups[routeName{o.Namespace, o.Name}] = g
 	}
-	b.tcpRoutes = make(map[routeName][]uint16, len(b.objs.TCPRoutes))
+	b.tcpRoutes = make(map[routeName]tcpRoute, len(b.objs.TCPRoutes))
 	for _, o := range b.objs.TCPRoutes {
 		if !b.member(o.Namespace) {
 			continue
 		}
-		ports := []uint16{}
+		of, err := annotation.PortsOfDestination(o.Annotations)
+		if err != nil {
+			b.found.add(ref(api, "TCPRoute", o), BadAnnotation, "%v; it opens only the ports that it lists", err)
+		}
+		r := tcpRoute{ofDestination: of && len(o.Spec.Matches.Ports) == 0}
 		for _, p := range o.Spec.Matches.Ports {
 			if !validPort(p) {
 				b.found.add(ref(api, "TCPRoute", o), BadPort, "port %d is left out: ports are from 1 to 65535", p)
 				continue
 			}
-			ports = append(ports, uint16(p)) //nolint:gosec // checked
+			r.ports = append(r.ports, uint16(p)) //nolint:gosec // checked
 		}
-		b.tcpRoutes[routeName{o.Namespace, o.Name}] = ports
+		b.tcpRoutes[routeName{o.Namespace, o.Name}] = r
 	}
 }
 

@@ -2,7 +2,9 @@ package ingest
 
 import (
 	"cmp"
+	"slices"
 
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
@@ -55,7 +57,12 @@ func (t *target) grant() (mesh.Grant, bool) {
 		t.problem(NoSources, "it has no source that can be used, so it allows nothing")
 		return mesh.Grant{}, false
 	}
-	return g, t.rules(&g)
+	port, err := annotation.TargetPort(t.o.Annotations)
+	if err != nil {
+		t.problem(BadAnnotation, "%v; it allows nothing", err)
+		return mesh.Grant{}, false
+	}
+	return g, t.rules(&g, port)
 }
 
 func (t *target) callers() []mesh.Identity {
@@ -70,12 +77,13 @@ func (t *target) callers() []mesh.Identity {
 	return out
 }
 
-// rules adds what the rules allow, and reports whether they allow anything.
+// rules adds what the rules allow on a port of the destination, or on all where
+// port is zero, and reports whether they allow anything.
 //
 // HTTP rules and TCP ports narrow each other where both are given. So when all
 // of one kind come to nothing, or a rule cannot be understood, what is left must
 // not stand alone: it could then allow more than was written.
-func (t *target) rules(g *mesh.Grant) bool {
+func (t *target) rules(g *mesh.Grant, port uint16) bool {
 	var http, tcp bool
 	for _, r := range t.o.Spec.Rules {
 		switch r.Kind {
@@ -84,11 +92,7 @@ func (t *target) rules(g *mesh.Grant) bool {
 			g.HTTP = append(g.HTTP, t.requests(r)...)
 		case "TCPRoute":
 			tcp = true
-			ports, ok := t.tcpRoutes[routeName{t.o.Namespace, r.Name}]
-			if !ok {
-				t.problem(RouteNotFound, "TCPRoute %s does not exist in this namespace, so it opens no port", r.Name)
-			}
-			g.Ports = append(g.Ports, ports...)
+			g.Ports = append(g.Ports, t.tcpPorts(r, port)...)
 		default:
 			t.problem(UnsupportedKind, "rule %s is a %s; only HTTPRouteGroup and TCPRoute are supported, so it allows nothing", r.Name, r.Kind)
 			return false
@@ -105,7 +109,36 @@ func (t *target) rules(g *mesh.Grant) bool {
 		t.problem(NothingAllowed, "it has no rule that can be used, so it allows nothing")
 		return false
 	}
+	if !tcp && port != 0 {
+		g.Ports, g.Narrow = []uint16{port}, true
+	}
 	return true
+}
+
+// tcpPorts returns the ports that a rule opens, of those that the target is narrowed
+// to. SMI would have a TCPRoute without ports mean all of them; here it opens none,
+// or where it is one that cannot list any, the destination's port.
+func (t *target) tcpPorts(r accessv1alpha3.Rule, only uint16) []uint16 {
+	route, ok := t.tcpRoutes[routeName{t.o.Namespace, r.Name}]
+	switch {
+	case !ok:
+		t.problem(RouteNotFound, "TCPRoute %s does not exist in this namespace, so it opens no port", r.Name)
+		return nil
+	case route.ofDestination && only == 0:
+		t.problem(NoPorts, "TCPRoute %s means the destination's port, and the destination has none, so it opens no port; list ports there, or annotate this object with %s", r.Name, annotation.DestinationPort)
+		return nil
+	case route.ofDestination:
+		return []uint16{only}
+	case len(route.ports) == 0:
+		t.problem(NoPorts, "TCPRoute %s lists no port, so it opens none", r.Name)
+		return nil
+	case only == 0:
+		return route.ports
+	case slices.Contains(route.ports, only):
+		return []uint16{only}
+	}
+	t.problem(NoPorts, "TCPRoute %s does not list port %d, which is the destination's, so it opens no port", r.Name, only)
+	return nil
 }
 
 // requests returns the requests that a rule allows. As in OSM, a rule that lists

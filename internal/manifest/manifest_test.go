@@ -68,13 +68,16 @@ func TestCompleteRunsOut(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	cases := map[string]struct{ reason, in, says string }{
-		"not YAML":      {reason: "the document is told", in: "kind: Pod\napiVersion: v1\n---\n{", says: "document 2"},
-		"no kind":       {reason: "anything could be meant", in: "metadata: {name: a}", says: "no kind"},
-		"a list":        {reason: "no object is a list", in: "- a\n", says: "document 1"},
-		"unknown field": {reason: "it would mean less than was written", in: "apiVersion: v1\nkind: Service\nspec: {selectors: {}}", says: `unknown field "spec.selectors"`},
-		"wrong type":    {reason: "as the API server", in: "apiVersion: v1\nkind: Service\nspec: {ports: 1}", says: "document 1"},
-		"old version":   {reason: "it has another shape", in: "apiVersion: specs.smi-spec.io/v1alpha1\nkind: HTTPRouteGroup", says: "not read by the mesh"},
-		"in a List":     {reason: "the item is told", in: "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod}\n- {kind: Pod}", says: "item 2"},
+		"not YAML":                  {reason: "the document is told", in: "kind: Pod\napiVersion: v1\n---\n{", says: "document 2"},
+		"no kind":                   {reason: "anything could be meant", in: "metadata: {name: a}", says: "no kind"},
+		"a list":                    {reason: "no object is a list", in: "- a\n", says: "document 1"},
+		"unknown field":             {reason: "it would mean less than was written", in: "apiVersion: v1\nkind: Service\nspec: {selectors: {}}", says: `unknown field "spec.selectors"`},
+		"wrong type":                {reason: "as the API server", in: "apiVersion: v1\nkind: Service\nspec: {ports: 1}", says: "document 1"},
+		"no version":                {reason: "nobody knows what it means", in: "apiVersion: specs.smi-spec.io/v1\nkind: HTTPRouteGroup", says: `no version "v1"`},
+		"other kind":                {reason: "it allows nothing, and should be told so", in: "apiVersion: specs.smi-spec.io/v1alpha4\nkind: UDPRoute", says: "not read by the mesh"},
+		"mixed shapes":              {reason: "a part would be lost", in: "apiVersion: specs.smi-spec.io/v1alpha1\nkind: HTTPRouteGroup\nspec: {matches: []}", says: "this version has no spec"},
+		"unknown in an old version": {reason: "as in a new one", in: "apiVersion: specs.smi-spec.io/v1alpha1\nkind: HTTPRouteGroup\nmatches: []\nmatchs: []", says: `unknown field "matchs"`},
+		"in a List":                 {reason: "the item is told", in: "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod}\n- {kind: Pod}", says: "item 2"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -14,12 +14,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	yamlreader "k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/outrigger-mesh/outrigger/internal/api"
 	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
+	"github.com/outrigger-mesh/outrigger/internal/api/conversion"
 	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
 	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
@@ -43,8 +46,8 @@ type Template struct {
 
 // Parse reads YAML documents and Lists. Objects that name no namespace are in the
 // one given. A field that its kind does not have is an error, as is a version of
-// an SMI kind that the mesh does not read: both would quietly mean less than what
-// was written.
+// an SMI kind that there is not: both would quietly mean less than what was
+// written.
 func Parse(text []byte, namespace string) (Objects, error) {
 	scheme := runtime.NewScheme()
 	kinds := runtime.NewSchemeBuilder(corev1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme, discoveryv1.AddToScheme, api.AddToScheme)
@@ -88,10 +91,6 @@ func (p *parser) document(doc []byte) error {
 	if blank(doc) {
 		return nil
 	}
-	for _, older := range []string{"v1alpha2", "v1alpha3"} {
-		// The API server hands TrafficSplits out in the version that is read.
-		doc = bytes.ReplaceAll(doc, []byte("split.smi-spec.io/"+older), []byte("split.smi-spec.io/v1alpha4"))
-	}
 	var of metav1.TypeMeta
 	if err := yamlreader.Unmarshal(doc, &of); err != nil {
 		return err
@@ -102,7 +101,11 @@ func (p *parser) document(doc []byte) error {
 		return errors.New("it has no kind or no apiVersion, so it is no Kubernetes object")
 	case p.scheme.Recognizes(kind):
 	case strings.HasSuffix(kind.Group, ".smi-spec.io"):
-		return fmt.Errorf("%s in version %s is not read by the mesh", kind.Kind, kind.GroupVersion())
+		converted, err := p.convert(doc, kind)
+		if err != nil {
+			return err
+		}
+		doc = converted
 	default:
 		p.out.Skipped = append(p.out.Skipped, kind.Kind)
 		return nil
@@ -124,6 +127,24 @@ func (p *parser) document(doc []byte) error {
 	}
 	p.sortIn(object, kind.Kind)
 	return nil
+}
+
+// convert returns an SMI object in the version that the mesh reads, as the API
+// server would hand it out.
+func (p *parser) convert(doc []byte, kind schema.GroupVersionKind) ([]byte, error) {
+	read := p.scheme.VersionsForGroupKind(kind.GroupKind())
+	if len(read) == 0 {
+		return nil, fmt.Errorf("%s in version %s is not read by the mesh", kind.Kind, kind.GroupVersion())
+	}
+	o := &unstructured.Unstructured{}
+	if err := yamlreader.UnmarshalStrict(doc, &o.Object); err != nil {
+		return nil, err
+	}
+	o, err := conversion.Convert(o, read[0].Version)
+	if err != nil {
+		return nil, err
+	}
+	return o.MarshalJSON()
 }
 
 func (p *parser) sortIn(object runtime.Object, kind string) {

@@ -66,7 +66,7 @@ func (g *Grant) opensHTTP(port uint16, p Protocol) bool {
 // TCP: there its ports say where the rules hold, and a caller that does not look
 // like HTTP would get round them.
 func (g *Grant) opensTCP(port uint16, p Protocol) bool {
-	return !p.IsHTTP() && slices.Contains(g.Ports, port) && (p == TCP || len(g.HTTP) == 0)
+	return !p.IsHTTP() && !g.Narrow && slices.Contains(g.Ports, port) && (p == TCP || len(g.HTTP) == 0)
 }
 
 // opens reports whether g allows anything on a port of its server.

@@ -242,6 +242,8 @@ type Grant struct {
 	// empty opens none. For HTTP they narrow the grant to these ports; empty
 	// means every HTTP port.
 	Ports []uint16 `json:"ports,omitempty"`
+	// Narrow says that Ports only narrow HTTP, and open nothing.
+	Narrow bool `json:"narrow,omitempty"`
 }
 
 // A HTTPMatch describes requests. All its conditions must hold; the zero

@@ -172,6 +172,8 @@ func (c *call) compare(g mesh.Grant, ports []serverPort) (near []NearMiss, fits 
 		switch {
 		case open && !known:
 			add(1, "it lets %s connect, not %s", others, c.caller.Identity)
+		case !open && known && g.Narrow:
+			add(1, "it names %s, and has HTTP rules only, which open no TCP port", c.caller.Identity)
 		case !open && known && len(g.HTTP) > 0 && slices.ContainsFunc(ports, func(s serverPort) bool { return slices.Contains(g.Ports, s.port) }):
 			add(1, "it names %s, and has HTTP rules, so on a port that declares no protocol it opens no TCP", c.caller.Identity)
 		case !open && known && len(g.Ports) == 0:

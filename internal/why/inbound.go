@@ -120,7 +120,7 @@ func (c *call) byCallers(out *Backend, p *mesh.InboundPort, server mesh.Identity
 
 // opensTCP reports whether a grant lets connections in; see [mesh.Grant].
 func opensTCP(g mesh.Grant, port uint16, p mesh.Protocol) bool {
-	return !p.IsHTTP() && slices.Contains(g.Ports, port) && (p == mesh.TCP || len(g.HTTP) == 0)
+	return !p.IsHTTP() && !g.Narrow && slices.Contains(g.Ports, port) && (p == mesh.TCP || len(g.HTTP) == 0)
 }
 
 // plain is a call without a proxy of the caller: what answers at the addresses

@@ -5,18 +5,27 @@
 // +versionName=v1alpha3
 package v1alpha3
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/outrigger-mesh/outrigger/internal/api/status"
+)
 
 // A TrafficTarget lets its sources call its destination, as its rules say.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:shortName=tt
+// +kubebuilder:storageversion
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name=Accepted,type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`,description="Whether the mesh honours it as it is written."
 type TrafficTarget struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	// +optional
 	Spec TrafficTargetSpec `json:"spec"`
+	// +optional
+	Status status.Status `json:"status,omitzero"`
 }
 
 // A TrafficTargetSpec says who may call whom, and how.

@@ -5,19 +5,28 @@
 // +versionName=v1alpha4
 package v1alpha4
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/outrigger-mesh/outrigger/internal/api/status"
+)
 
 // A HTTPRouteGroup describes requests, for TrafficTargets and TrafficSplits to
 // name. By itself it allows nothing.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:shortName=htr
+// +kubebuilder:storageversion
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name=Accepted,type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`,description="Whether the mesh honours it as it is written."
 type HTTPRouteGroup struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	// +optional
 	Spec HTTPRouteGroupSpec `json:"spec"`
+	// +optional
+	Status status.Status `json:"status,omitzero"`
 }
 
 // A HTTPRouteGroupSpec is a list of matches.
@@ -59,17 +68,24 @@ type HTTPRouteGroupList struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:shortName=tr
+// +kubebuilder:storageversion
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name=Accepted,type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`,description="Whether the mesh honours it as it is written."
 type TCPRoute struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	// +optional
-	Spec TCPRouteSpec `json:"spec"`
+	Spec TCPRouteSpec `json:"spec,omitzero"`
+	// +optional
+	Status status.Status `json:"status,omitzero"`
 }
 
 // A TCPRouteSpec describes connections.
 type TCPRouteSpec struct {
-	Matches TCPMatch `json:"matches"`
+	// Matches describe connections. Without them the route opens nothing.
+	// +optional
+	Matches TCPMatch `json:"matches,omitzero"`
 }
 
 // A TCPMatch describes connections by port.

@@ -1,5 +1,6 @@
 // Package v1alpha2 exists for the CRD: it makes the API server serve TrafficSplits
-// of this version too. It is the stored version, as in OSM, so that either's CRD can follow the other's.
+// of this version too. It is the stored version, as in OSM, so that either's CRD
+// can follow the other's.
 // Package v1alpha4 has the kind that the mesh reads.
 //
 // +kubebuilder:object:generate=true
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/api/status"
 )
 
 // A TrafficSplit shares the calls of a Service out among others.
@@ -18,11 +20,15 @@ import (
 // +kubebuilder:object:root=true
 // +kubebuilder:storageversion
 // +kubebuilder:resource:shortName=ts
+// +kubebuilder:subresource:status
 // +kubebuilder:printcolumn:name=Service,type=string,JSONPath=`.spec.service`,description="The Service whose calls are shared out."
+// +kubebuilder:printcolumn:name=Accepted,type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`,description="Whether the mesh honours it as it is written."
 type TrafficSplit struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	// +optional
 	Spec v1alpha4.TrafficSplitSpec `json:"spec"`
+	// +optional
+	Status status.Status `json:"status,omitzero"`
 }
