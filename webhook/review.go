@@ -55,6 +55,7 @@ func New(c Config) http.Handler {
 		}))
 	}
 	mux.Handle(PathValidate, h.review(h.validate))
+	mux.HandleFunc(PathConvert, h.convert)
 	return mux
 }
 
@@ -67,8 +68,7 @@ func (h handler) review(answer answer) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		request, fault := decode(w, r)
 		if fault != nil {
-			h.Log.Info("admission request is not one", "path", r.URL.Path, "status", fault.code, "fault", fault.text)
-			http.Error(w, fault.text, fault.code)
+			h.refuse(w, r, fault)
 			return
 		}
 		var response *admissionv1.AdmissionResponse
@@ -78,19 +78,30 @@ func (h handler) review(answer answer) http.Handler {
 			response = answer(r.Context(), request.AdmissionRequest)
 		}
 		response.UID = request.UID
-		body, err := json.Marshal(admissionv1.AdmissionReview{
+		h.respond(w, string(request.UID), admissionv1.AdmissionReview{
 			TypeMeta: metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "AdmissionReview"},
 			Response: response,
 		})
-		if err != nil {
-			http.Error(w, fmt.Sprintf("write admission review: %v", err), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		if _, err := w.Write(body); err != nil {
-			h.Log.V(1).Info("admission response was not taken", "uid", request.UID, "error", err.Error())
-		}
 	})
+}
+
+// respond writes a review back.
+func (h handler) respond(w http.ResponseWriter, uid string, review any) {
+	body, err := json.Marshal(review)
+	if err != nil {
+		http.Error(w, fmt.Sprintf("write review: %v", err), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if _, err := w.Write(body); err != nil {
+		h.Log.V(1).Info("response was not taken", "uid", uid, "error", err.Error())
+	}
+}
+
+// refuse answers what is no review.
+func (h handler) refuse(w http.ResponseWriter, r *http.Request, fault *refusal) {
+	h.Log.Info("request is not a review", "path", r.URL.Path, "status", fault.code, "fault", fault.text)
+	http.Error(w, fault.text, fault.code)
 }
 
 type request struct {
@@ -98,33 +109,41 @@ type request struct {
 	version, kind string
 }
 
-type fault struct {
+type refusal struct {
 	code int
 	text string
 }
 
-func decode(w http.ResponseWriter, r *http.Request) (request, *fault) {
-	if r.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		return request{}, &fault{http.StatusMethodNotAllowed, fmt.Sprintf("method %s is not allowed; use POST", r.Method)}
-	}
-	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
-		return request{}, &fault{http.StatusUnsupportedMediaType, fmt.Sprintf("content type %q is not understood; use application/json", r.Header.Get("Content-Type"))}
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return request{}, &fault{http.StatusRequestEntityTooLarge, fmt.Sprintf("body is larger than %d bytes", maxBody)}
-	} else if err != nil {
-		return request{}, &fault{http.StatusBadRequest, fmt.Sprintf("read body: %v", err)}
-	}
+func decode(w http.ResponseWriter, r *http.Request) (request, *refusal) {
 	var review admissionv1.AdmissionReview
-	if err := json.Unmarshal(body, &review); err != nil {
-		return request{}, &fault{http.StatusBadRequest, fmt.Sprintf("decode admission review: %v", err)}
+	if fault := read(w, r, maxBody, &review); fault != nil {
+		return request{}, fault
 	}
 	if review.Request == nil {
-		return request{}, &fault{http.StatusBadRequest, "decode admission review: it has no request"}
+		return request{}, &refusal{http.StatusBadRequest, "decode admission review: it has no request"}
 	}
 	return request{review.Request, review.APIVersion, review.Kind}, nil
+}
+
+// read decodes the body of a request, of at most so many bytes, into a review.
+func read(w http.ResponseWriter, r *http.Request, most int64, review any) *refusal {
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		return &refusal{http.StatusMethodNotAllowed, fmt.Sprintf("method %s is not allowed; use POST", r.Method)}
+	}
+	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
+		return &refusal{http.StatusUnsupportedMediaType, fmt.Sprintf("content type %q is not understood; use application/json", r.Header.Get("Content-Type"))}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("body is larger than %d bytes", most)}
+	} else if err != nil {
+		return &refusal{http.StatusBadRequest, fmt.Sprintf("read body: %v", err)}
+	}
+	if err := json.Unmarshal(body, review); err != nil {
+		return &refusal{http.StatusBadRequest, fmt.Sprintf("decode review: %v", err)}
+	}
+	return nil
 }
 
 func allowed() *admissionv1.AdmissionResponse { return &admissionv1.AdmissionResponse{Allowed: true} }

@@ -43,8 +43,9 @@ func loadChart() (*chart.Chart, error) {
 	return loader.LoadFiles(files)
 }
 
-// chartCRDs returns the CustomResourceDefinitions of the chart.
-func chartCRDs() ([]*apiextensionsv1.CustomResourceDefinition, error) {
+// chartCRDs returns the CustomResourceDefinitions of the chart, converted by an
+// installation in a namespace.
+func chartCRDs(namespace string) ([]*apiextensionsv1.CustomResourceDefinition, error) {
 	entries, err := manifests.Chart.ReadDir("crds")
 	if err != nil {
 		return nil, fmt.Errorf("read the chart's CRDs: %w", err)
@@ -59,9 +60,22 @@ func chartCRDs() ([]*apiextensionsv1.CustomResourceDefinition, error) {
 		if err := yaml.UnmarshalStrict(data, crd); err != nil {
 			return nil, fmt.Errorf("read the chart's CRD %s: %w", entry.Name(), err)
 		}
+		if to := converter(crd); to != nil {
+			to.Namespace = namespace
+		}
 		found = append(found, crd)
 	}
 	return found, nil
+}
+
+// converter returns the Service that converts between the versions of a kind, nil
+// where none is needed.
+func converter(crd *apiextensionsv1.CustomResourceDefinition) *apiextensionsv1.ServiceReference {
+	c := crd.Spec.Conversion
+	if c == nil || c.Webhook == nil || c.Webhook.ClientConfig == nil {
+		return nil
+	}
+	return c.Webhook.ClientConfig.Service
 }
 
 // mergeValues joins what --values and --set say.
@@ -107,7 +121,8 @@ func render(namespace string, vals map[string]any) (string, error) {
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: %s\n", namespace)
 	for _, crd := range chrt.CRDObjects() {
-		fmt.Fprintf(&out, "---\n%s", bytes.TrimPrefix(crd.File.Data, []byte("---\n")))
+		data := bytes.ReplaceAll(crd.File.Data, []byte("namespace: "+defaultNamespace+"\n"), []byte("namespace: "+namespace+"\n"))
+		fmt.Fprintf(&out, "---\n%s", bytes.TrimPrefix(data, []byte("---\n")))
 	}
 	out.WriteString(rel.Manifest)
 	return out.String(), nil

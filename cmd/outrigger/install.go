@@ -25,6 +25,9 @@ import (
 // being asked to.
 const oldest = "1.29.0"
 
+// defaultNamespace is where the control plane lives unless it was told otherwise.
+const defaultNamespace = "outrigger-system"
+
 // madeBy marks the CRDs and the namespace that this command made, so that
 // uninstall leaves those of somebody else alone.
 const madeBy = "app.kubernetes.io/managed-by"
@@ -82,7 +85,7 @@ says what to do next. Run again, it upgrades; values given before are kept.`,
 }
 
 func (i *installation) addFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&i.namespace, "system-namespace", "outrigger-system", "where the control plane lives")
+	cmd.Flags().StringVar(&i.namespace, "system-namespace", defaultNamespace, "where the control plane lives")
 	cmd.Flags().DurationVar(&i.timeout, "timeout", 5*time.Minute, "how long to wait")
 	cmd.Flags().StringVar(i.flags.KubeConfig, "kubeconfig", "", "the kubeconfig file (default $KUBECONFIG or ~/.kube/config)")
 	cmd.Flags().StringVar(i.flags.Context, "context", "", "the kubeconfig's context")
@@ -122,6 +125,9 @@ func (i *installation) install(ctx context.Context, vals map[string]any) error {
 	if err := i.release(ctx, vals); err != nil {
 		return err
 	}
+	if err := i.injectCRDs(ctx, c); err != nil {
+		return err
+	}
 	fmt.Fprintf(i.out, `
 Outrigger runs in namespace %s. Put a namespace into the mesh and restart its pods:
 
@@ -157,28 +163,6 @@ func (i *installation) checkVersions(ctx context.Context, set kubernetes.Interfa
 		return errors.Join(faults...)
 	}
 	i.step("Kubernetes %s, %d node(s): good", server.GitVersion, len(nodes.Items))
-	return nil
-}
-
-// applyCRDs creates the kinds that are not there yet, and brings those that this
-// command made before up to date.
-func (i *installation) applyCRDs(ctx context.Context, c client.Client) error {
-	crds, err := chartCRDs()
-	if err != nil {
-		return err
-	}
-	for _, crd := range crds {
-		crd.Labels = map[string]string{madeBy: releaseName}
-		err := c.Create(ctx, crd)
-		if apierrors.IsAlreadyExists(err) {
-			err = i.updateCRD(ctx, c, crd.DeepCopy())
-		} else if err == nil {
-			i.step("kind %s: created", crd.Spec.Names.Kind)
-		}
-		if err != nil {
-			return fmt.Errorf("apply CRD %s: %w", crd.Name, err)
-		}
-	}
 	return nil
 }
 

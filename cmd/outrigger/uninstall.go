@@ -17,9 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
@@ -181,56 +179,6 @@ func (i *installation) removeTrust(ctx context.Context, c client.Client) error {
 		return fmt.Errorf("delete the mesh's ClusterTrustBundle: %w", err)
 	}
 	return nil
-}
-
-// removeCRDs deletes the kinds that install created and that nobody uses, or all
-// that install created.
-func (i *installation) removeCRDs(ctx context.Context, c client.Client, all bool) error {
-	var crds apiextensionsv1.CustomResourceDefinitionList
-	if err := c.List(ctx, &crds, client.MatchingLabels{madeBy: releaseName}); err != nil {
-		return fmt.Errorf("list kinds: %w", err)
-	}
-	for _, crd := range crds.Items {
-		used, err := countObjects(ctx, c, &crd)
-		if err != nil {
-			return err
-		}
-		if used > 0 && !all {
-			i.step("kind %s: kept, %d object(s) use it (--kinds removes both)", crd.Spec.Names.Kind, used)
-			continue
-		}
-		if err := client.IgnoreNotFound(c.Delete(ctx, &crd)); err != nil {
-			return fmt.Errorf("delete CRD %s: %w", crd.Name, err)
-		}
-		i.step("kind %s: removed", crd.Spec.Names.Kind)
-	}
-	return nil
-}
-
-func countObjects(ctx context.Context, c client.Client, crd *apiextensionsv1.CustomResourceDefinition) (int, error) {
-	objects := &unstructured.UnstructuredList{}
-	objects.SetGroupVersionKind(schema.GroupVersionKind{
-		Group: crd.Spec.Group, Version: crd.Spec.Versions[0].Name, Kind: crd.Spec.Names.ListKind,
-	})
-	if err := c.List(ctx, objects); err != nil {
-		return 0, fmt.Errorf("list objects of kind %s: %w", crd.Spec.Names.Kind, err)
-	}
-	return len(objects.Items), nil
-}
-
-// updateCRD brings a kind up to date if install made it; somebody else's stays.
-func (i *installation) updateCRD(ctx context.Context, c client.Client, want *apiextensionsv1.CustomResourceDefinition) error {
-	have := &apiextensionsv1.CustomResourceDefinition{}
-	if err := c.Get(ctx, client.ObjectKeyFromObject(want), have); err != nil {
-		return err
-	}
-	if have.Labels[madeBy] != releaseName {
-		i.step("kind %s: there already, left as it is", want.Spec.Names.Kind)
-		return nil
-	}
-	have.Spec = want.Spec
-	i.step("kind %s: up to date", want.Spec.Names.Kind)
-	return c.Update(ctx, have)
 }
 
 // newScheme knows the kinds that install and uninstall touch.

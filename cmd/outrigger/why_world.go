@@ -17,10 +17,14 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/discovery"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/outrigger-mesh/outrigger/injector"
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
+	"github.com/outrigger-mesh/outrigger/internal/api"
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
 	"github.com/outrigger-mesh/outrigger/internal/manifest"
@@ -174,12 +178,43 @@ func (a *asking) ofCluster(ctx context.Context) (liveWorld, error) {
 	if err != nil {
 		return liveWorld{}, fmt.Errorf("read the arguments of outriggerd: %w", err)
 	}
-	objs, err := controller.Objects(ctx, c)
+	policy, err := a.policyReader(in)
+	if err != nil {
+		return liveWorld{}, err
+	}
+	objs, err := controller.Objects(ctx, policy)
 	if err != nil {
 		return liveWorld{}, err
 	}
 	settings := injector.Settings{SystemNamespace: a.systemNamespace, OSMMesh: chart.OSMMeshName, Redirect: chart.redirect()}
 	return liveWorld{World: newWorld(objs, nil, settings, opts), Reader: c}, nil
+}
+
+// policyReader reads the kinds of policy in the versions that the cluster has, as
+// outriggerd does.
+func (a *asking) policyReader(in installation) (client.Reader, error) {
+	cfg, err := in.flags.ToRESTConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the cluster: %w", err)
+	}
+	asks, err := discovery.NewDiscoveryClientForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	served, err := api.Discover(asks.ServerResourcesForGroupVersion, apierrors.IsNotFound)
+	if err != nil {
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	if err := clientscheme.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("register kinds: %w", err)
+	}
+	api.AddServed(scheme, served)
+	c, err := client.New(cfg, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	return c, nil
 }
 
 // arguments are those of outriggerd, by the name of the flag.

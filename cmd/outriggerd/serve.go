@@ -11,8 +11,10 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/discovery"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	authenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
 	"k8s.io/client-go/rest"
@@ -23,9 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
-	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
-	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
-	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/api"
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
@@ -58,6 +58,7 @@ type plane struct {
 	trust  identity.Trust
 	bundle string // name of the ClusterTrustBundle that pods mount; empty for the ConfigMap
 	xds    *server.Server
+	served []api.Served // the kinds of policy, as the cluster has them
 	// ready are what must be fulfilled before this replica is sent anything.
 	ready []func() error
 }
@@ -95,24 +96,33 @@ func (e everywhere) Start(ctx context.Context) error { return e(ctx) }
 
 func (everywhere) NeedLeaderElection() bool { return false }
 
-func newScheme() (*runtime.Scheme, error) {
+// newScheme knows the kinds of Kubernetes, and those of SMI in the versions that the
+// cluster has.
+func newScheme(served []api.Served) (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{
-		clientscheme.AddToScheme, accessv1alpha3.AddToScheme, specsv1alpha4.AddToScheme, splitv1alpha4.AddToScheme,
-	} {
-		if err := add(scheme); err != nil {
-			return nil, fmt.Errorf("register kinds: %w", err)
-		}
+	if err := clientscheme.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("register kinds: %w", err)
 	}
+	api.AddServed(scheme, served)
 	return scheme, nil
 }
 
 func (p *plane) wireManager(_ context.Context, restConfig *rest.Config) error {
-	scheme, err := newScheme()
+	restConfig.QPS, restConfig.Burst = 100, 200
+	asks, err := discovery.NewDiscoveryClientForConfig(restConfig)
+	if err != nil {
+		return fmt.Errorf("connect to the API server: %w", err)
+	}
+	if p.served, err = api.Discover(asks.ServerResourcesForGroupVersion, apierrors.IsNotFound); err != nil {
+		return err
+	}
+	for _, kind := range p.served {
+		p.log.Info("policy is read", "kind", kind.Name, "version", kind.Version, "status", kind.Status)
+	}
+	scheme, err := newScheme(p.served)
 	if err != nil {
 		return err
 	}
-	restConfig.QPS, restConfig.Burst = 100, 200
 	p.mgr, err = ctrl.NewManager(restConfig, ctrl.Options{
 		Scheme: scheme, Logger: p.log,
 		Cache: cache.Options{

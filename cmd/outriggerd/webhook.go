@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"github.com/outrigger-mesh/outrigger/internal/api"
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/webhook"
@@ -59,6 +60,7 @@ func (p *plane) webhookCertificate() (func(*tls.ClientHelloInfo) (*tls.Certifica
 		Home:     identity.Home{Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh},
 		DNSNames: []string{fmt.Sprintf("%s.%s.svc", webhookService, p.cfg.namespace)},
 		Mutating: []string{p.cfg.webhook.configuration}, Validating: []string{p.cfg.webhook.configuration},
+		Converted: api.Converted(), Service: webhookService,
 	})
 	p.ready = append(p.ready, own.Ready)
 	return own.GetCertificate, p.mgr.Add(everywhere(func(ctx context.Context) error {

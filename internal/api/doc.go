@@ -6,19 +6,7 @@
 //
 // SMI: access (who may call whom), specs (which requests and ports), split (how
 // calls are shared out). Package ingest says what they mean.
+//
+// The mesh reads each kind in one version; package conversion says objects of the
+// others in it. status is what the mesh says about objects.
 package api
-
-import (
-	"k8s.io/apimachinery/pkg/runtime"
-
-	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
-	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
-	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
-)
-
-// AddToScheme adds every kind that the mesh reads, each in the one version that
-// it reads it in.
-func AddToScheme(s *runtime.Scheme) error {
-	builder := runtime.NewSchemeBuilder(accessv1alpha3.AddToScheme, specsv1alpha4.AddToScheme, splitv1alpha4.AddToScheme)
-	return builder.AddToScheme(s)
-}

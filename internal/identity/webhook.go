@@ -35,7 +35,7 @@ const (
 )
 
 // A WebhookConfig says for whom a Webhook makes certificates and where it is
-// trusted. All fields but Lifetime are required.
+// trusted. All fields but Lifetime and those for conversions are required.
 type WebhookConfig struct {
 	Home Home
 	// DNSNames that the API server calls, such as outrigger-webhook.NAMESPACE.svc.
@@ -43,6 +43,14 @@ type WebhookConfig struct {
 	// Mutating and Validating name the webhook configurations whose caBundle is
 	// kept. A configuration that does not exist makes the replica not ready.
 	Mutating, Validating []string
+	// Converted name the CRDs whose versions are converted here: as long as nobody
+	// else does it, their conversion is sent to Service and trusts the certificate.
+	// One that does not exist, or whose conversion is none or another's, is left
+	// alone.
+	Converted []string
+	// Service is the name of the one that the API server calls for conversions, in
+	// the system namespace.
+	Service string
 	// Lifetime of the serving certificate; zero is 24 h.
 	Lifetime time.Duration
 }
@@ -129,7 +137,7 @@ func (w *Webhook) Sync(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("read Secret %s/%s, which is made anew when it is deleted: %w", secret.Namespace, secret.Name, err)
 	}
 	var changed []string
-	for _, c := range w.configurations() {
+	for _, c := range w.configurations(trusted) {
 		wrote, err := w.keepBundle(ctx, c, trusted)
 		if err != nil {
 			return changed, fmt.Errorf("keep caBundle of %s: %w", c.name(), err)
@@ -229,20 +237,24 @@ type webhookBundle struct {
 	caBundle []byte
 }
 
-// A configuration is a webhook configuration of either kind.
+// A configuration is a webhook configuration of either kind, or the conversion of a
+// CRD.
 type configuration interface {
 	name() string
 	read(ctx context.Context, c client.Client) ([]webhookBundle, error)
 	apply(bundles []webhookBundle) runtime.ApplyConfiguration
 }
 
-func (w *Webhook) configurations() []configuration {
+func (w *Webhook) configurations(trusted []*x509.Certificate) []configuration {
 	var all []configuration
 	for _, name := range w.cfg.Mutating {
 		all = append(all, mutating(name))
 	}
 	for _, name := range w.cfg.Validating {
 		all = append(all, validating(name))
+	}
+	for _, name := range w.cfg.Converted {
+		all = append(all, converted{crd: name, namespace: w.cfg.Home.Namespace, service: w.cfg.Service, trusted: trusted})
 	}
 	return all
 }
