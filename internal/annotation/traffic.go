@@ -52,6 +52,19 @@ func allowedRetryOn() string {
 
 func allowedAttempts() string { return "a whole number from 1 to " + strconv.Itoa(MaxRetryAttempts) }
 
+// TrafficKeys returns the keys about how a Service is called that mean something
+// for HTTP, or else for other connections; of a headless Service or another.
+func TrafficKeys(http, headless bool) []Key {
+	var without []string
+	if !http {
+		without = append(without, Timeout, RetryOn, RetryAttempts, RetryPerTryTimeout, MaxRequests)
+	}
+	if headless {
+		without = append(without, OutlierErrors, OutlierInterval, OutlierEjectionTime, LoadBalancer)
+	}
+	return slices.DeleteFunc(trafficSubject().keys, func(k Key) bool { return slices.Contains(without, k.Name) })
+}
+
 // ParseTraffic returns base with what the annotations of a namespace or a Service
 // say in its place. A value that is not allowed changes nothing; [CheckNamespace]
 // and [CheckService] tell.

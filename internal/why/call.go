@@ -195,6 +195,7 @@ func (c *call) decide() {
 	switch bundles := c.bundles(); {
 	case len(bundles) > 0:
 		c.throughBundles(bundles)
+		c.settings(bundles[0].bundle)
 	default:
 		c.withoutBundle(first)
 	}

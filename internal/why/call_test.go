@@ -60,6 +60,8 @@ func TestCall(t *testing.T) {
 		"split-not-for-me":  {story: "split-narrowed-to-some-requests", reason: "others to the apex", q: Question{Caller: "shop/app-0", URL: "http://web/"}, want: Allowed, why: PermissiveMode},
 		"split-leaves-out":  {story: "split-leaves-out-a-backend-that-may-not-be-called", reason: "the other backend's share moves", q: Question{Caller: "bookstore/buyer-0", URL: "http://bookstore.bookstore/"}, want: Allowed, why: ByRule},
 		"tcp-split":         {story: "tcp-split-by-endpoint-weight", reason: "shares of connections", q: Question{Caller: "data/app-0", URL: "tcp://db:5432"}, want: Allowed, why: PermissiveMode},
+		"settings":          {story: "service-overrides-the-traffic-settings-of-its-namespace", reason: "what the Service and its namespace say of the call", q: Question{Caller: "front/app-0", URL: "http://web.shop/"}, want: Allowed, why: PermissiveMode},
+		"settings-of-tcp":   {story: "limits-and-outliers", reason: "what means nothing for connections is left out", q: Question{Caller: "shop/app-0", URL: "tcp://db:5432"}, want: Allowed, why: PermissiveMode},
 		"server-first":      {story: "server-first-database", reason: "a TCP port does not ask for a path", q: Question{Caller: "data/app-0", URL: "tcp://mysql:3306"}, want: Allowed, why: ByTCPGrant},
 		"tcp-denied":        {story: "server-first-database", reason: "HTTP rules open no TCP port", q: Question{Caller: "data/other-0", URL: "tcp://mysql:3306"}, want: Denied, why: NoGrant},
 		"sniffed-http":      {story: sniffed, reason: "HTTP on an undeclared port", q: Question{Caller: "shop/http-0", URL: "http://api/v1/x"}, want: Allowed, why: ByRule},
