@@ -3,8 +3,10 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -44,8 +46,12 @@ func (b burst) watch(ctx context.Context, from cache.Cache, kinds ...client.Obje
 			return nil, fmt.Errorf("watch %T: %w", kind, err)
 		}
 		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { b.changed() },
-			UpdateFunc: func(_, _ any) { b.changed() },
+			AddFunc: func(any) { b.changed() },
+			UpdateFunc: func(before, after any) {
+				if !sameLabels(before, after) {
+					b.changed()
+				}
+			},
 			DeleteFunc: func(any) { b.changed() },
 		})
 		if err != nil {
@@ -55,6 +61,14 @@ func (b burst) watch(ctx context.Context, from cache.Cache, kinds ...client.Obje
 		stops = append(stops, func() { _ = informer.RemoveEventHandler(registration) })
 	}
 	return stop, nil
+}
+
+// sameLabels reports whether an update means nothing to a kind of which only the
+// labels are read: nodes say all the time that they are alive.
+func sameLabels(before, after any) bool {
+	b, ok := before.(*metav1.PartialObjectMetadata)
+	a, too := after.(*metav1.PartialObjectMetadata)
+	return ok && too && maps.Equal(b.Labels, a.Labels)
 }
 
 // gather waits for a change and then for quiet. It reports false when ctx ends.

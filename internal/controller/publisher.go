@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -76,7 +77,7 @@ func (p *Publisher) Ready() bool { return p.published.Load() }
 // Watched lists the kinds whose changes lead to a new snapshot.
 func Watched() []client.Object {
 	return []client.Object{
-		&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{},
+		&corev1.Namespace{}, nodes(), &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{},
 		&accessv1alpha3.TrafficTarget{}, &specsv1alpha4.HTTPRouteGroup{}, &specsv1alpha4.TCPRoute{}, &splitv1alpha4.TrafficSplit{},
 	}
 }
@@ -147,6 +148,7 @@ func Objects(ctx context.Context, from client.Reader) (ingest.Objects, error) {
 	var objs ingest.Objects
 	for _, read := range []func() error{
 		func() error { return list(ctx, from, &corev1.NamespaceList{}, &objs.Namespaces) },
+		func() error { return listNodes(ctx, from, &objs.Nodes) },
 		func() error { return list(ctx, from, &corev1.PodList{}, &objs.Pods) },
 		func() error { return list(ctx, from, &corev1.ServiceList{}, &objs.Services) },
 		func() error { return list(ctx, from, &discoveryv1.EndpointSliceList{}, &objs.EndpointSlices) },
@@ -162,6 +164,24 @@ func Objects(ctx context.Context, from client.Reader) (ingest.Objects, error) {
 		}
 	}
 	return objs, nil
+}
+
+// nodes are watched by their metadata only, which is all that the mesh reads: their
+// status is large and changes for ever.
+func nodes() *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}}
+}
+
+// listNodes reads the labels of all nodes into found.
+func listNodes(ctx context.Context, from client.Reader, found *[]*corev1.Node) error {
+	names := &metav1.PartialObjectMetadataList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "NodeList"}}
+	if err := from.List(ctx, names, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list nodes: %w", err)
+	}
+	for i := range names.Items {
+		*found = append(*found, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: names.Items[i].Name, Labels: names.Items[i].Labels}})
+	}
+	return nil
 }
 
 // list reads all objects of one kind into found, without copying them.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-logr/logr/testr"
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -109,6 +110,7 @@ func TestPublisherFollowsItsOptions(t *testing.T) {
 	}
 	var tries atomic.Int32
 	var ranges atomic.Pointer[[]netip.Prefix]
+	var last atomic.Pointer[mesh.Snapshot]
 	ranges.Store(&[]netip.Prefix{})
 	publisher := NewPublisher(PublisherConfig{
 		Cache: informers, Log: testr.New(t), Metrics: prometheus.NewRegistry(),
@@ -127,6 +129,7 @@ func TestPublisherFollowsItsOptions(t *testing.T) {
 		},
 		Publish: func(_ context.Context, snap *mesh.Snapshot) error {
 			ranges.Store(new(snap.Settings().ServiceCIDRs))
+			last.Store(snap)
 			return nil
 		},
 		Problems: func([]ingest.Problem) {},
@@ -161,4 +164,41 @@ func TestPublisherFollowsItsOptions(t *testing.T) {
 		}
 		return nil
 	})
+	followsNodes(t, admin, &last)
+}
+
+// followsNodes holds that a pod's zone is that of its node's labels, also when they
+// change.
+func followsNodes(t *testing.T, admin client.Client, last *atomic.Pointer[mesh.Snapshot]) {
+	t.Helper()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{corev1.LabelTopologyZone: "a"}}}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+		Spec: corev1.PodSpec{
+			NodeName: "n1", Containers: []corev1.Container{{Name: "app", Image: "app"}},
+			InitContainers: []corev1.Container{{Name: "outrigger-proxy", Image: "proxy", RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}},
+		},
+	}
+	for _, o := range []client.Object{
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"outrigger.dev/inject": "enabled"}}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "default"}},
+		node, pod,
+	} {
+		if err := admin.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, zone := range []string{"a", "b"} {
+		node.Labels[corev1.LabelTopologyZone] = zone
+		if err := admin.Update(t.Context(), node); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the pod's zone", func() error {
+			w, ok := last.Load().Workload(mesh.ProxyID{Namespace: "shop", Pod: "web", UID: string(pod.UID)})
+			if !ok || w.Zone != zone || w.Node != "n1" {
+				return fmt.Errorf("it is in %q on %q (%v), want zone %q", w.Zone, w.Node, ok, zone)
+			}
+			return nil
+		})
+	}
 }

@@ -17,6 +17,7 @@ import (
 // order. The objects belong to the informers' caches and are not modified.
 type Objects struct {
 	Namespaces      []*corev1.Namespace
+	Nodes           []*corev1.Node // for their zones
 	Pods            []*corev1.Pod
 	Services        []*corev1.Service
 	EndpointSlices  []*discoveryv1.EndpointSlice
@@ -59,6 +60,7 @@ func Build(objs Objects, opts Options) (*mesh.Snapshot, []Problem) {
 		TrustBundle:   opts.TrustBundle,
 		ServiceCIDRs:  opts.ServiceCIDRs,
 	}
+	b.nodes()
 	b.namespaces()
 	b.pods()
 	b.services()
@@ -83,6 +85,7 @@ type builder struct {
 
 	inMesh  map[string]mesh.Namespace
 	traffic map[string]mesh.Traffic // what the namespaces of the mesh say of their Services
+	zones   map[string]string       // of nodes
 	// byName has every pod of the mesh's namespaces, byLabel those that have not
 	// ended, under each of their labels.
 	byName map[podName]*pod

@@ -96,18 +96,48 @@ func (b *builder) endpoint(o *corev1.Service, e *discoveryv1.Endpoint) (mesh.End
 	if e.Hostname != nil {
 		out.Hostname = *e.Hostname
 	}
+	if b.member(o.Namespace) {
+		hint(&out, o, e)
+	}
 	return out, true
 }
 
+// hint says for whom an endpoint is meant: in the EndpointSlice controller's words,
+// or for everyone on its node where traffic is to stay there.
+func hint(out *mesh.Endpoint, o *corev1.Service, e *discoveryv1.Endpoint) {
+	if nodeLocal(o) {
+		if e.NodeName != nil {
+			out.ForNodes = []string{*e.NodeName}
+		}
+		return
+	}
+	if e.Hints == nil {
+		return
+	}
+	for _, z := range e.Hints.ForZones {
+		out.ForZones = append(out.ForZones, z.Name)
+	}
+	for _, n := range e.Hints.ForNodes {
+		out.ForNodes = append(out.ForNodes, n.Name)
+	}
+}
+
 // conditions reports whether an endpoint gets calls, and whether only those that
-// nobody else can take.
+// nobody else can take. As in kube-proxy, ready and serving hold where they are not
+// given (newEndpointSliceInfo in k8s.io/kubernetes/pkg/proxy/endpointslicecache.go);
+// of Services that publish addresses which are not ready, the slices say that they
+// are.
 func conditions(c discoveryv1.EndpointConditions) (draining, ok bool) {
-	if c.Ready == nil || *c.Ready {
+	given := func(condition *bool, otherwise bool) bool {
+		if condition == nil {
+			return otherwise
+		}
+		return *condition
+	}
+	if given(c.Ready, true) {
 		return false, true
 	}
-	serving := c.Serving != nil && *c.Serving
-	terminating := c.Terminating != nil && *c.Terminating
-	return true, serving && terminating
+	return true, given(c.Serving, true) && given(c.Terminating, false)
 }
 
 // who returns the endpoint at an address with who answers there, which is nobody

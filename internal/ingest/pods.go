@@ -76,6 +76,14 @@ func isSidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
+// nodes notes the zones of the nodes.
+func (b *builder) nodes() {
+	b.zones = make(map[string]string, len(b.objs.Nodes))
+	for _, o := range b.objs.Nodes {
+		b.zones[o.Name] = o.Labels[corev1.LabelTopologyZone]
+	}
+}
+
 // workloads lists the pods with a proxy, once the Services have said what they
 // serve.
 func (b *builder) workloads() {
@@ -86,6 +94,8 @@ func (b *builder) workloads() {
 		w := mesh.Workload{
 			ID:       mesh.ProxyID{Namespace: p.Namespace, Pod: p.Name, UID: string(p.UID)},
 			Identity: p.identity,
+			Zone:     b.zones[p.Spec.NodeName],
+			Node:     p.Spec.NodeName,
 		}
 		for port, c := range p.ports {
 			w.Ports = append(w.Ports, mesh.WorkloadPort{Port: port, Protocol: c.protocol})

@@ -64,6 +64,11 @@ func serviceName(o *corev1.Service) mesh.ServiceName {
 
 func headless(o *corev1.Service) bool { return o.Spec.ClusterIP == corev1.ClusterIPNone }
 
+// nodeLocal reports whether calls to o stay on the caller's node.
+func nodeLocal(o *corev1.Service) bool {
+	return o.Spec.InternalTrafficPolicy != nil && *o.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+}
+
 // isAPIServer reports whether o is the Service of the Kubernetes API server,
 // which every pod may reach.
 func isAPIServer(o *corev1.Service) bool { return o.Namespace == "default" && o.Name == "kubernetes" }
@@ -153,6 +158,7 @@ func newService(o *corev1.Service, p *corev1.ServicePort) *mesh.Service {
 		Protocol: protocol(p),
 		Headless: headless(o),
 	}
+	svc.NodeLocal = nodeLocal(o) && !svc.Headless
 	for _, ip := range o.Spec.ClusterIPs {
 		if a, err := netip.ParseAddr(ip); err == nil {
 			svc.Addresses = append(svc.Addresses, a.Unmap())

@@ -122,7 +122,7 @@ func (p *parser) document(doc []byte) error {
 		}
 		return nil
 	}
-	if o, ok := object.(metav1.Object); ok && o.GetNamespace() == "" && kind.Kind != "Namespace" {
+	if o, ok := object.(metav1.Object); ok && o.GetNamespace() == "" && kind.Kind != "Namespace" && kind.Kind != "Node" {
 		o.SetNamespace(p.namespace)
 	}
 	p.sortIn(object, kind.Kind)
@@ -152,6 +152,8 @@ func (p *parser) sortIn(object runtime.Object, kind string) {
 	switch o := object.(type) {
 	case *corev1.Namespace:
 		out.Namespaces = append(out.Namespaces, o)
+	case *corev1.Node:
+		out.Nodes = append(out.Nodes, o)
 	case *corev1.Pod:
 		out.Pods = append(out.Pods, o)
 	case *corev1.Service:
@@ -197,6 +199,7 @@ func Join(a, b Objects) Objects {
 	return Objects{
 		Objects: ingest.Objects{
 			Namespaces:      slices.Concat(a.Namespaces, b.Namespaces),
+			Nodes:           slices.Concat(a.Nodes, b.Nodes),
 			Pods:            slices.Concat(a.Pods, b.Pods),
 			Services:        slices.Concat(a.Services, b.Services),
 			EndpointSlices:  slices.Concat(a.EndpointSlices, b.EndpointSlices),

@@ -27,6 +27,8 @@ func canonical(p Parts) Parts {
 		s.TargetPorts = set(s.TargetPorts, cmp.Compare)
 		s.Endpoints = sorted(s.Endpoints, Endpoint.compare)
 		for j := range s.Endpoints {
+			s.Endpoints[j].ForZones = set(s.Endpoints[j].ForZones, strings.Compare)
+			s.Endpoints[j].ForNodes = set(s.Endpoints[j].ForNodes, strings.Compare)
 			s.Endpoints[j].Policy = policies.canonical(s.Endpoints[j].Policy)
 		}
 		s.Policy = policies.canonical(s.Policy)

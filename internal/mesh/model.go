@@ -117,6 +117,9 @@ func (p Protocol) IsHTTP() bool { return p == HTTP || p == GRPC }
 type Workload struct {
 	ID       ProxyID  `json:"id"`
 	Identity Identity `json:"identity"`
+	// Zone and Node are where it runs, if that is known.
+	Zone string `json:"zone,omitempty"`
+	Node string `json:"node,omitempty"`
 	// Ports are the ports it serves to the mesh: those that the Services which
 	// select the pod lead to. Anything else is closed to other pods.
 	Ports []WorkloadPort `json:"ports,omitempty"`
@@ -184,6 +187,9 @@ type Service struct {
 	// Unserved says that the Service selects pods and that there is none now, with
 	// or without a proxy, so that nobody knows which identities will serve it.
 	Unserved bool `json:"unserved,omitempty"`
+	// NodeLocal says that only endpoints for the caller's own node may be called
+	// (internalTrafficPolicy: Local).
+	NodeLocal bool `json:"nodeLocal,omitempty"`
 	// TargetPorts are the ports on which those pods serve it, ready or not; without
 	// pods, the one on which they would, if it has a number.
 	TargetPorts []uint16   `json:"targetPorts,omitempty"`
@@ -220,7 +226,11 @@ type Endpoint struct {
 	// are left.
 	Draining bool   `json:"draining,omitempty"`
 	Zone     string `json:"zone,omitempty"`
-	Hostname string `json:"hostname,omitempty"`
+	// ForZones and ForNodes are where it should be called from, if it is ready; see
+	// nearest. They are not in Views.
+	ForZones []string `json:"forZones,omitempty"`
+	ForNodes []string `json:"forNodes,omitempty"`
+	Hostname string   `json:"hostname,omitempty"`
 	// Weight is relative to the other endpoints; zero counts as one.
 	Weight uint32 `json:"weight,omitempty"`
 	// Policy is what holds there. It is nil where the namespace's holds, and in a

@@ -9,12 +9,14 @@ import (
 type caller struct {
 	Identity
 	mutualTLSOnly bool
+	near          place
 }
 
 // A liberty is what callers may do whoever they are.
 type liberty struct {
 	egress        bool // they may leave the mesh
 	mutualTLSOnly bool // they may not call in plain text into the mesh's namespaces
+	near          place
 }
 
 // outbound returns where the calls of a caller may go.
@@ -27,7 +29,7 @@ func (s *Snapshot) outbound(c caller) *Outbound {
 			AllowEgress:   s.namespaces[c.Namespace].AllowEgress,
 			MutualTLSOnly: c.mutualTLSOnly,
 		}
-		l := liberty{egress: out.AllowEgress, mutualTLSOnly: c.mutualTLSOnly}
+		l := liberty{egress: out.AllowEgress, mutualTLSOnly: c.mutualTLSOnly, near: c.near}
 		bundles := s.open.get(l, func() []*Bundle { return s.openBundles(l) })
 		if more := s.granted(c.Identity, l); len(more) > 0 {
 			bundles = over(bundles, more)
@@ -56,6 +58,15 @@ func over(bundles, more []*Bundle) []*Bundle {
 // Callers without grants share the slice.
 func (s *Snapshot) openBundles(l liberty) []*Bundle {
 	var out []*Bundle
+	if anywhere := l; l.near != (place{}) {
+		for _, svc := range s.hints.services {
+			if b := s.bundle(svc, reach{liberty: l}); b != nil {
+				out = append(out, b)
+			}
+		}
+		anywhere.near = place{}
+		return over(s.open.get(anywhere, func() []*Bundle { return s.openBundles(anywhere) }), out)
+	}
 	for i := range s.parts.Services {
 		svc := &s.parts.Services[i]
 		switch {
@@ -198,9 +209,6 @@ type side struct {
 // side returns what of svc a caller may use.
 func (s *Snapshot) side(svc *Service, r reach) side {
 	out := side{endpoints: filter(svc.Endpoints, func(e Endpoint) bool { return s.mayUse(svc, e, r) })}
-	for i := range out.endpoints {
-		out.endpoints[i].Policy = nil // it has been asked
-	}
 	permissive := s.policy(svc.Name.Namespace, svc.Policy).Mode == Permissive
 	if permissive && len(svc.Targets) == 0 {
 		out.identities = svc.Identities
@@ -211,6 +219,11 @@ func (s *Snapshot) side(svc *Service, r reach) side {
 	refuses := r.mutualTLSOnly && slices.ContainsFunc(svc.Endpoints, func(e Endpoint) bool { return e.Identity.IsZero() && !e.Outside })
 	out.ok = len(out.identities) > 0 || len(out.endpoints) > 0 || permissive && !refuses
 	out.awaited = svc.awaitable() && r.mayOnceServed(svc)
+	out.endpoints = r.near.nearest(svc, out.endpoints)
+	for i := range out.endpoints {
+		e := &out.endpoints[i]
+		e.Policy, e.ForZones, e.ForNodes = nil, nil, nil // they have been asked
+	}
 	return out
 }
 

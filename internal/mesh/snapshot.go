@@ -29,6 +29,7 @@ type Snapshot struct {
 	byCaller   map[Identity][]*Grant
 	splits     map[ServiceName]*Split
 	apexes     map[ServiceName][]ServiceName // of the splits that name a backend
+	hints      hints
 
 	trust *Trust
 	// unmeshed are the addresses of pods without a proxy that Services of the mesh
@@ -92,13 +93,14 @@ func (s *Snapshot) View(id ProxyID) (View, bool) {
 	if !ok {
 		return View{}, false
 	}
-	return View{Trust: s.trust, Inbound: s.inbound(w), Outbound: s.outbound(caller{w.Identity, w.MutualTLSOnly})}, true
+	return View{Trust: s.trust, Inbound: s.inbound(w), Outbound: s.outbound(caller{w.Identity, w.MutualTLSOnly, s.near(w)})}, true
 }
 
 // Outbound returns where the calls of an identity may go, whether or not a
-// workload has it now: one that has nothing to say beyond its namespace.
+// workload has it now: one that has nothing to say beyond its namespace, and is
+// nowhere in particular.
 func (s *Snapshot) Outbound(id Identity) *Outbound {
-	return s.outbound(caller{id, s.namespaces[id.Namespace].MutualTLSOnly})
+	return s.outbound(caller{id, s.namespaces[id.Namespace].MutualTLSOnly, place{}})
 }
 
 func (s *Snapshot) index() {
@@ -131,6 +133,7 @@ func (s *Snapshot) index() {
 			s.apexes[name] = append(s.apexes[name], sp.Apex)
 		}
 	}
+	s.indexHints()
 	s.trust = &Trust{TrustDomain: p.Settings.TrustDomain, Bundle: p.Settings.TrustBundle}
 	s.trust.Key = digest(s.trust)
 	s.unmeshed = sync.OnceValue(s.findUnmeshed)
