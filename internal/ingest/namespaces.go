@@ -19,6 +19,7 @@ func (b *builder) namespaces() {
 		n.Mode, _ = annotation.NamespaceMode(ns.Annotations, b.opts.Mode)
 		n.AllowEgress, _ = annotation.NamespaceEgress(ns.Annotations, b.opts.AllowEgress)
 		n.PlainText, _ = annotation.NamespacePlainText(ns.Annotations)
+		n.AccessLog, _, _ = annotation.ParseAccessLog(annotation.Namespace, ns.Annotations)
 		if _, said := ns.Annotations[annotation.TrafficPolicy]; said {
 			n.ModeBy = "Namespace " + ns.Name + " annotation"
 		}

@@ -26,6 +26,7 @@ type pod struct {
 	identity mesh.Identity
 	ips      []netip.Addr
 	ports    map[uint16]claim // what Services lead to, if it has a proxy
+	logged   map[uint16]mesh.AccessLog
 }
 
 // pods indexes the pods of the mesh's namespaces.
@@ -38,7 +39,7 @@ func (b *builder) pods() {
 			continue
 		}
 		p := &pod{
-			Pod: o, sidecar: sidecar(o), ended: ended(o), ports: map[uint16]claim{},
+			Pod: o, sidecar: sidecar(o), ended: ended(o), ports: map[uint16]claim{}, logged: map[uint16]mesh.AccessLog{},
 			identity: mesh.Identity{Namespace: o.Namespace, ServiceAccount: cmp.Or(o.Spec.ServiceAccountName, "default")},
 		}
 		p.hasProxy = p.sidecar && !p.ended
@@ -98,7 +99,7 @@ func (b *builder) workloads() {
 			Node:     p.Spec.NodeName,
 		}
 		for port, c := range p.ports {
-			w.Ports = append(w.Ports, mesh.WorkloadPort{Port: port, Protocol: c.protocol})
+			w.Ports = append(w.Ports, mesh.WorkloadPort{Port: port, Protocol: c.protocol, AccessLog: b.log(p, port)})
 		}
 		b.parts.Workloads = append(b.parts.Workloads, w)
 	}

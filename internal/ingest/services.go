@@ -100,6 +100,7 @@ func (b *builder) meshService(o *corev1.Service, in []*discoveryv1.EndpointSlice
 	pods := b.selected(o.Namespace, o.Spec.Selector)
 	unserved := len(o.Spec.Selector) > 0 && len(pods) == 0
 	pods = slices.DeleteFunc(pods, func(p *pod) bool { return !p.hasProxy })
+	log, logged, _ := annotation.ParseAccessLog(annotation.Service, o.Annotations)
 	for _, p := range tcpPorts(o) {
 		svc := newService(o, p)
 		svc.InMesh, svc.Unserved, svc.Traffic = true, unserved, traffic
@@ -124,6 +125,9 @@ func (b *builder) meshService(o *corev1.Service, in []*discoveryv1.EndpointSlice
 		for i, pod := range pods {
 			if targets[i] != 0 {
 				b.claim(o, pod, targets[i], claim{protocol: svc.Protocol, by: svc.Name})
+				if logged {
+					pod.logs(targets[i], log)
+				}
 			}
 		}
 		b.parts.Services = append(b.parts.Services, *svc)

@@ -22,7 +22,7 @@ func (s *Snapshot) inbound(w *Workload) *Inbound {
 func (s *Snapshot) inboundPort(server Identity, p WorkloadPort) InboundPort {
 	policy := s.policy(server.Namespace, p.Policy)
 	out := InboundPort{
-		Port: p.Port, Protocol: p.Protocol,
+		Port: p.Port, Protocol: p.Protocol, AccessLog: p.AccessLog,
 		Mode: policy.Mode, ModeBy: cmp.Or(policy.ModeBy, s.namespaces[server.Namespace].ModeBy),
 	}
 	if out.Mode == Permissive {

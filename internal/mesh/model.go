@@ -48,6 +48,22 @@ func (m Mode) String() string {
 	return "enforced"
 }
 
+// An AccessLog says which calls leave a line in the access log of a server's proxy.
+type AccessLog string
+
+// What is logged.
+const (
+	LogErrors AccessLog = ""    // what was denied or failed
+	LogOn     AccessLog = "on"  // everything
+	LogOff    AccessLog = "off" // nothing
+)
+
+// More reports whether a logs more than b.
+func (a AccessLog) More(b AccessLog) bool {
+	order := []AccessLog{LogOff, LogErrors, LogOn}
+	return slices.Index(order, a) > slices.Index(order, b)
+}
+
 // A Namespace is a namespace of the mesh and what holds for its workloads.
 // Namespaces that are not in the mesh are not listed.
 type Namespace struct {
@@ -57,6 +73,8 @@ type Namespace struct {
 	// ModeBy names what decided Mode, for people: "Namespace shop annotation".
 	// Empty is the mesh's setting.
 	ModeBy string `json:"modeBy,omitempty"`
+	// AccessLog is what its workloads log where their port does not say.
+	AccessLog AccessLog `json:"accessLog,omitempty"`
 	// AllowEgress lets the workloads of this namespace reach what is outside
 	// the mesh.
 	AllowEgress bool `json:"allowEgress,omitempty"`
@@ -134,6 +152,8 @@ type WorkloadPort struct {
 	Protocol Protocol `json:"protocol,omitempty"`
 	// Policy is nil where the namespace's holds.
 	Policy *PortPolicy `json:"policy,omitempty"`
+	// AccessLog is what holds here, whoever said it.
+	AccessLog AccessLog `json:"accessLog,omitempty"`
 }
 
 // A ServiceName names a Kubernetes Service.

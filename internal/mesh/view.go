@@ -50,6 +50,8 @@ type InboundPort struct {
 	// trust.
 	Callers []Identity `json:"callers,omitempty"`
 	Groups  []Group    `json:"groups,omitempty"`
+	// AccessLog says which calls leave a line.
+	AccessLog AccessLog `json:"accessLog,omitempty"`
 }
 
 // MayConnect reports whether the port's list for TCP has a caller.

@@ -50,13 +50,18 @@ func call(direction string) fields {
 	return f.with(fields{"caller": self, "server": upstream, "cluster": "%UPSTREAM_CLUSTER%", "tls": upstreamTLS})
 }
 
-// httpLog writes a line for each request that was denied or failed.
-func (e *encoder) httpLog(f fields) *accesslogv3.AccessLog {
-	return e.stdout(anyOf(
+// httpErrors is true for a request that was denied or failed.
+func httpErrors() *accesslogv3.AccessLogFilter {
+	return anyOf(
 		status(accesslogv3.ComparisonFilter_GE, 500),
 		status(accesslogv3.ComparisonFilter_EQ, 403),
 		anyFlag(),
-	), f.with(fields{
+	)
+}
+
+// httpLog writes a line for each request that a filter lets through.
+func (e *encoder) httpLog(filter *accesslogv3.AccessLogFilter, f fields) *accesslogv3.AccessLog {
+	return e.stdout(filter, f.with(fields{
 		"method":    "%REQ(:METHOD)%",
 		"authority": "%REQ(:AUTHORITY)%",
 		// Without the query, where people put secrets.
@@ -90,6 +95,10 @@ func (e *encoder) stdout(filter *accesslogv3.AccessLogFilter, f fields, formatte
 
 func anyOf(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{Filters: filters}}}
+}
+
+func allOf(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: filters}}}
 }
 
 func status(op accesslogv3.ComparisonFilter_Op, code uint32) *accesslogv3.AccessLogFilter {

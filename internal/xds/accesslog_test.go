@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/xds"
 	"github.com/outrigger-mesh/outrigger/internal/xds/envoytest"
 )
 
@@ -159,4 +160,79 @@ func countAccepts(t *testing.T, h *envoytest.Host, address string) *atomic.Int64
 		}
 	}()
 	return &n
+}
+
+func TestAccessLogSetting(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	serveHTTP(t, s.host, ":8080", "app")
+	serveBanner(t, s.host, ":3306", "welcome")
+	listener := func(v mesh.View) string {
+		set, err := xds.NewCache().Set(seal(t, v))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return set.Resource(xds.Listener, "inbound").Version
+	}
+	web, db := everyone(8080, mesh.HTTP), everyone(3306, mesh.TCP)
+	first := listener(s.view(web, db))
+	call := func(path string) {
+		t.Helper()
+		if got := do(t, s.client(t, buyer, 8080), "GET", "https://store"+path); got.code != 200 {
+			t.Fatal(got)
+		}
+		if got := do(t, s.client(t, thief, 8080), "GET", "https://store"+path); got.code != 403 {
+			t.Fatal(got)
+		}
+		c, err := s.dial(t.Context(), t, buyer, 3306)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		if got, err := line(c); got != "welcome" {
+			t.Fatal(got, err)
+		}
+	}
+	// until calls until their lines are as they should be, since an acknowledgement
+	// comes before every worker has the new routes.
+	until := func(log mesh.AccessLog, wantAllowed, wantDenied, wantTCP bool) {
+		t.Helper()
+		web.AccessLog, db.AccessLog = log, log
+		if got := listener(s.view(web, db)); got != first {
+			t.Errorf("%q changes the listener", log)
+		}
+		apply(t, s.envoy, s.view(web, db))
+		n := 0
+		envoytest.Eventually(t, func() error {
+			n++
+			path := fmt.Sprintf("/try%s/%d", log, n)
+			before := len(entries(s.envoy, entry{"port": "3306"}))
+			call(path)
+			// A line that there is in any case, behind all others.
+			raw, err := s.dial(t.Context(), t, buyer, 8080, "http/1.1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			malformed := len(entries(s.envoy, entry{"flags": "DPE"}))
+			_, _ = fmt.Fprint(raw, "nonsense\r\n\r\n")
+			_, _ = line(raw)
+			_ = raw.Close()
+			envoytest.Eventually(t, func() error {
+				if len(entries(s.envoy, entry{"flags": "DPE"})) == malformed {
+					return errors.New("a request that had no route left no line")
+				}
+				return nil
+			})
+			allowed, denied := len(entries(s.envoy, entry{"path": path, "status": 200})), len(entries(s.envoy, entry{"path": path, "status": 403}))
+			tcp := len(entries(s.envoy, entry{"port": "3306"})) - before
+			if (allowed > 0) != wantAllowed || (denied > 0) != wantDenied || (tcp > 0) != wantTCP {
+				return fmt.Errorf("%q: %d lines of allowed requests, %d of denied ones, %d of connections", log, allowed, denied, tcp)
+			}
+			return nil
+		})
+	}
+	until(mesh.LogErrors, false, true, false)
+	until(mesh.LogOn, true, true, true)
+	until(mesh.LogOff, false, false, false)
+	until(mesh.LogErrors, false, true, false)
 }

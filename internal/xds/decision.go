@@ -40,6 +40,35 @@ const metadataKey = "outrigger"
 // what holds.
 const policyKey = "policy"
 
+// logKey is where the metadata of a route, and of a TCP port's cluster, have a
+// [mesh.AccessLog]. A change of it changes no listener.
+const logKey = "log"
+
+// Where the metadata with a logKey is.
+const (
+	routeMetadata   = "xds.route_metadata"
+	clusterMetadata = "xds.cluster_metadata"
+)
+
+// wanted is what the port's setting lets through, of which errors are as a rule.
+// Where there is no metadata, because a call came to nothing before, errors are.
+func (e *encoder) wanted(in string, errors *accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
+	ours := in + ".filter_metadata['" + metadataKey + "']"
+	is := func(setting mesh.AccessLog) string {
+		return "(has(" + in + ") && '" + metadataKey + "' in " + in + ".filter_metadata && '" + logKey + "' in " + ours +
+			" && " + ours + "['" + logKey + "'] == '" + string(setting) + "')"
+	}
+	return anyOf(e.holds(is(mesh.LogOn)), allOf(errors, e.holds("!"+is(mesh.LogOff))))
+}
+
+// logSetting adds the setting to metadata, where it is not the default.
+func logSetting(p mesh.InboundPort, values map[string]string) map[string]string {
+	if p.AccessLog != mesh.LogErrors {
+		values[logKey] = string(p.AccessLog)
+	}
+	return values
+}
+
 func metadata(values map[string]string) *corev3.Metadata {
 	fields := map[string]*structpb.Value{}
 	for key, value := range values {
@@ -87,7 +116,7 @@ func onPort(p mesh.InboundPort) fields {
 // or failed, and counts all.
 func (e *encoder) inboundTCPLog(p mesh.InboundPort) []*accesslogv3.AccessLog {
 	f := onPort(p).with(handshake(noGrant))
-	log := e.stdout(anyOf(anyFlag(), e.holds(failed)), f.with(fields{"policy": "%SECRET(" + policyKey + ")%"}), &corev3.TypedExtensionConfig{
+	log := e.stdout(e.wanted(clusterMetadata, anyOf(anyFlag(), e.holds(failed))), f.with(fields{"policy": "%SECRET(" + policyKey + ")%"}), &corev3.TypedExtensionConfig{
 		Name: "envoy.formatter.generic_secret",
 		TypedConfig: e.any(&secretv3.GenericSecret{SecretConfigs: map[string]*tlsv3.SdsSecretConfig{
 			policyKey: {Name: policyName(p), SdsConfig: ads()},

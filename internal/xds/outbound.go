@@ -138,7 +138,7 @@ type deadEnd struct{ name, why string }
 // on the outbound listener that would delay every connection.
 func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listener {
 	f := call(outboundName).with(fields{"decision": "denied", "reason": end.why})
-	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(f), e.countRequests(f)})
+	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(httpErrors(), f), e.countRequests(f)})
 	m.RouteSpecifier = byRoutes(&routev3.RouteConfiguration{
 		Name: end.name,
 		VirtualHosts: []*routev3.VirtualHost{anyHost(end.name, &routev3.Route{
