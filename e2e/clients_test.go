@@ -18,8 +18,8 @@ func servedCaller(name string) app {
 }
 
 // TestClientsReachServersOfEveryKind is OSM's row 2: clients with and without a
-// Service, and servers behind an address, bound to the pod's address only, and
-// headless. Without a policy OSM closed the connection; here a call is answered
+// Service, and servers behind an address, bound to the pod's address only or to
+// localhost only, and headless. Without a policy OSM closed the connection; here a call is answered
 // with 403 and a reason, where there is an address of a Service to answer for: a
 // headless name is the pods' own addresses, and what nothing grants goes as it is
 // to the server's proxy, which takes no plain text.
@@ -29,8 +29,14 @@ func TestClientsReachServersOfEveryKind(t *testing.T) {
 	bound := httpEcho("bound")
 	bound.args = append(bound.args, "--host=$(POD_IP)")
 	bound.account = "server"
+	local := httpEcho("local")
+	local.args = append(local.args, "--host=127.0.0.1")
+	local.account = "server"
+	// The kubelet could not reach it.
+	local.change = func(spec *corev1.PodSpec) { spec.Containers[0].ReadinessProbe = nil }
 	httpEcho("server").create(t, ns)
 	bound.create(t, ns)
+	local.create(t, ns)
 	apply(t, `
 apiVersion: v1
 kind: Service
@@ -46,7 +52,8 @@ spec:
 	clients := []corev1.Pod{ready(t, callers, "app=plain"), ready(t, callers, "app=served")}
 	ready(t, ns, "app=server")
 	ready(t, ns, "app=bound")
-	servers := []string{"server", "bound", "headless"}
+	ready(t, ns, "app=local")
+	servers := []string{"server", "bound", "local", "headless"}
 	for _, client := range clients {
 		for _, server := range servers {
 			consecutive(t, client, echoURL(ns, server, "/"), "200", 5)
@@ -55,7 +62,7 @@ spec:
 	withdraw(t, target(ns, "server", everything, callers+"/plain", callers+"/served"))
 	for _, client := range clients {
 		consecutive(t, client, echoURL(ns, "headless", "/"), "error", 5)
-		for _, server := range []string{"server", "bound"} {
+		for _, server := range []string{"server", "bound", "local"} {
 			load := consecutive(t, client, echoURL(ns, server, "/"), "403", 5)
 			for reason := range load.Refusals {
 				if !strings.Contains(reason, spiffe(callers, client.Spec.ServiceAccountName)) && !strings.Contains(reason, callers+"/"+client.Spec.ServiceAccountName) {
