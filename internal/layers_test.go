@@ -29,7 +29,7 @@ type layer struct {
 var layers = map[string]layer{
 	"internal":                     {},
 	"internal/mesh":                {pure: true},
-	"internal/annotation":          {pure: true, ours: []string{"internal/mesh"}, outside: []string{"k8s.io/apimachinery/pkg/api/resource"}},
+	"internal/annotation":          {pure: true, ours: []string{"internal/mesh"}, outside: []string{"k8s.io/apimachinery/pkg/api/resource", "k8s.io/apimachinery/pkg/util/validation"}},
 	"internal/annotation/document": {ours: []string{"internal/annotation"}},
 	"internal/iptables":            {pure: true},
 	"internal/ingest": {

@@ -6,51 +6,73 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
-// What a namespace says about policy. All are annotations.
+// What a namespace, a Service or a pod says about policy. All are annotations.
 const (
-	// TrafficPolicy decides about calls to the namespace's pods that no grant
-	// speaks of: "permissive" allows them, "enforced" denies them.
+	// TrafficPolicy decides about calls to pods that no grant speaks of:
+	// "permissive" allows them, "enforced" denies them. It stands on a namespace, and
+	// on a Service for the ports that this leads to.
 	TrafficPolicy = "outrigger.dev/traffic-policy"
 	// Egress decides about calls of the namespace's pods to what is not in the
 	// mesh: "allow" or "deny".
 	Egress = "outrigger.dev/egress"
-	// MTLS decides about clients of the namespace's pods that speak no mutual TLS:
-	// "strict" refuses them, "permissive" lets them in where the traffic policy is
-	// permissive too, so that a namespace can join step by step.
+	// MTLS decides about plain text. At a server, "strict" refuses clients that
+	// speak no mutual TLS, "permissive" lets them in where the traffic policy is
+	// permissive too, so that a namespace can join step by step. Of a caller, "strict"
+	// says that it calls nothing in the mesh's namespaces in plain text. It stands on a
+	// namespace, a pod, and a Service, where it may name ports.
 	MTLS = "outrigger.dev/mtls"
+	// AllowFrom names callers that may do everything in enforced mode. It stands on
+	// a namespace, and on a Service for the ports that this leads to.
+	AllowFrom = "outrigger.dev/allow-from"
 )
 
 const (
-	allowedMode   = "permissive or enforced"
-	allowedEgress = "allow or deny"
-	allowedMTLS   = "strict or permissive"
+	allowedMode        = "permissive or enforced"
+	allowedEgress      = "allow or deny"
+	allowedMTLS        = "strict or permissive"
+	allowedServiceMTLS = "strict or permissive, for ports of the Service PORT=strict or PORT=permissive, separated by commas"
+	allowedCallers     = "namespaces (shop or shop/*), service accounts (shop/web) or * for everyone in the mesh, separated by commas"
 )
 
 func policySubject() subject {
+	valid := func(key string, parse func(map[string]string) error) func(string) bool {
+		return func(v string) bool { return parse(map[string]string{key: v}) == nil }
+	}
 	return subject{
 		title: "Who may call whom",
-		text:  "SMI objects say more: see [using.md](using.md). Case does not matter.",
+		text: "[using.md](using.md) tells how these go together, and with SMI objects. The most specific holds: a port's word before its Service's, then the pod's, then the " +
+			"namespace's. Where several Services lead to one port of a pod, the strictest mode among theirs holds, and callers that any of them allows may call. Case does not matter in words.",
 		keys: []Key{
 			{
-				Name: TrafficPolicy, On: Namespace, Type: "word", Allowed: allowedMode, Default: "the chart's `trafficPolicy`",
-				Effect:    "calls to its pods that no grant speaks of: `permissive` allows them, `enforced` denies them",
+				Name: TrafficPolicy, On: Namespace | Service, Type: "word", Allowed: allowedMode, Default: "the namespace's, the chart's `trafficPolicy`",
+				Effect:    "calls to its pods, or to the ports that the Service leads to, that no grant speaks of: `permissive` allows them, `enforced` denies them",
 				Otherwise: "enforced mode holds",
-				Valid: func(v string) bool {
-					_, err := NamespaceMode(map[string]string{TrafficPolicy: v}, mesh.Enforced)
-					return err == nil
-				},
+				Valid:     valid(TrafficPolicy, func(a map[string]string) error { _, _, err := ServiceMode(a); return err }),
 			},
 			{
-				Name: MTLS, On: Namespace, Type: "word", Allowed: allowedMTLS, Default: "strict",
-				Effect:    "clients of its pods that speak no mutual TLS: `strict` refuses them, `permissive` lets them in where the traffic policy is permissive too",
-				Otherwise: "only mutual TLS is let in",
-				Valid:     func(v string) bool { _, err := NamespacePlainText(map[string]string{MTLS: v}); return err == nil },
+				Name: AllowFrom, On: Namespace | Service, Type: "list", Allowed: allowedCallers, Default: "the namespace's, nobody",
+				Effect:    "in enforced mode these may call its pods, or the ports that the Service leads to: every request, and TCP. An empty list is nobody. It adds nothing for service accounts that a TrafficTarget has as destination",
+				Otherwise: "that entry allows nobody",
+				Valid:     valid(AllowFrom, func(a map[string]string) error { _, err := ServiceAllowFrom(a); return err }),
+			},
+			{
+				Name: MTLS, On: Namespace | Pod, Type: "word", Allowed: allowedMTLS, Default: "the namespace's, `strict` for servers and `permissive` for callers",
+				Effect: "as a server: `strict` refuses clients that speak no mutual TLS, `permissive` lets them in where the traffic policy is permissive too. " +
+					"As a caller: with `strict` nothing leaves in plain text for pods without a proxy in the mesh's namespaces",
+				Otherwise: "`strict` holds",
+				Valid:     valid(MTLS, func(a map[string]string) error { _, err := PodMTLS(a); return err }),
+			},
+			{
+				Name: MTLS, On: Service, Type: "list", Allowed: allowedServiceMTLS, Default: "the pod's, the namespace's",
+				Effect:    "as above for the ports that the Service leads to, as a server: `strict, 8080=permissive`",
+				Otherwise: "`strict` holds on all its ports",
+				Valid:     valid(MTLS, func(a map[string]string) error { _, err := ServiceMTLS(a); return err }),
 			},
 			{
 				Name: Egress, On: Namespace, Type: "word", Allowed: allowedEgress, Default: "the chart's `egress`",
 				Effect:    "calls of its pods to what is not in the mesh",
 				Otherwise: "egress is denied",
-				Valid:     func(v string) bool { _, err := NamespaceEgress(map[string]string{Egress: v}, false); return err == nil },
+				Valid:     valid(Egress, func(a map[string]string) error { _, err := NamespaceEgress(a, false); return err }),
 			},
 		},
 	}
@@ -60,17 +82,35 @@ func policySubject() subject {
 // [TrafficPolicy] says otherwise. With the error it returns the stricter mode,
 // which then holds.
 func NamespaceMode(annotations map[string]string, meshWide mesh.Mode) (mesh.Mode, error) {
-	value, ok := annotations[TrafficPolicy]
-	if !ok {
+	mode, said, err := mode(Namespace, annotations)
+	if !said {
 		return meshWide, nil
 	}
+	return mode, err
+}
+
+// ServiceMode returns the mode that a Service asks for, and whether it says
+// anything about it. With the error it returns the stricter mode, which then holds.
+func ServiceMode(annotations map[string]string) (m mesh.Mode, said bool, err error) {
+	return mode(Service, annotations)
+}
+
+func mode(on Place, annotations map[string]string) (m mesh.Mode, said bool, err error) {
+	value, said := annotations[TrafficPolicy]
 	switch strings.ToLower(value) {
 	case "permissive":
-		return mesh.Permissive, nil
+		return mesh.Permissive, said, nil
 	case "enforced":
-		return mesh.Enforced, nil
+		return mesh.Enforced, said, nil
 	}
-	return mesh.Enforced, &Error{Object: "namespace annotation", Key: TrafficPolicy, Value: value, Allowed: allowedMode}
+	if said {
+		err = policyError(on, TrafficPolicy, value, allowedMode)
+	}
+	return mesh.Enforced, said, err
+}
+
+func policyError(on Place, key, value, allowed string) *Error {
+	return &Error{Object: on.String() + " annotation", Key: key, Value: value, Allowed: allowed}
 }
 
 // NamespaceEgress reports whether the pods of a namespace may leave the mesh,
@@ -87,22 +127,5 @@ func NamespaceEgress(annotations map[string]string, meshWide bool) (bool, error)
 	case "deny":
 		return false, nil
 	}
-	return false, &Error{Object: "namespace annotation", Key: Egress, Value: value, Allowed: allowedEgress}
-}
-
-// NamespacePlainText reports whether the pods of a namespace let clients in that
-// speak no mutual TLS. They do not, unless [MTLS] says so. With the error it
-// returns false, which then holds.
-func NamespacePlainText(annotations map[string]string) (bool, error) {
-	value, ok := annotations[MTLS]
-	if !ok {
-		return false, nil
-	}
-	switch strings.ToLower(value) {
-	case "strict":
-		return false, nil
-	case "permissive":
-		return true, nil
-	}
-	return false, &Error{Object: "namespace annotation", Key: MTLS, Value: value, Allowed: allowedMTLS}
+	return false, policyError(Namespace, Egress, value, allowedEgress)
 }

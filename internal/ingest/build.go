@@ -64,6 +64,7 @@ func Build(objs Objects, opts Options) (*mesh.Snapshot, []Problem) {
 	b.namespaces()
 	b.pods()
 	b.services()
+	b.access()
 	b.serviceRanges()
 	b.workloads()
 	b.routes()
@@ -86,12 +87,20 @@ type builder struct {
 	inMesh  map[string]mesh.Namespace
 	traffic map[string]mesh.Traffic // what the namespaces of the mesh say of their Services
 	zones   map[string]string       // of nodes
+	// What namespaces and Services of the mesh say about access, who is spoken of
+	// by which TrafficTarget, and the policies that come of it.
+	namespaceWords map[string]*namespaceWord
+	serviceWords   map[mesh.ServiceName]*serviceWord
+	spokenOf       map[mesh.Identity]string
+	policies       map[string]*mesh.PortPolicy // by content
+	targetPods     map[mesh.PortName][]targetPod
 	// byName has every pod of the mesh's namespaces, byLabel those that have not
 	// ended, under each of their labels.
 	byName map[podName]*pod
 	// sidecarAt has the addresses of all of them, and whether a pod with a sidecar
 	// is there.
 	sidecarAt map[netip.Addr]bool
+	proxyAt   map[netip.Addr]*pod // those with a proxy, by address
 	byLabel   map[podLabel][]*pod
 	// ports has the modelled ports of a Service of the mesh.
 	ports map[mesh.ServiceName][]*mesh.Service

@@ -161,6 +161,7 @@ func (b *builder) who(o *corev1.Service, target *corev1.ObjectReference, address
 	case target.Namespace != o.Namespace || p == nil || p.UID != target.UID || !slices.Contains(p.ips, address):
 		return out, false
 	case !p.sidecar:
+		out.OnNode = p.Spec.HostNetwork
 		return out, true
 	case !p.hasProxy || !matches(o.Spec.Selector, p.Labels):
 		// It has ended, or has left the Service: its address may soon be another's.

@@ -9,16 +9,20 @@ import (
 
 // namespaces finds those of the mesh and what holds in them.
 func (b *builder) namespaces() {
-	b.inMesh, b.traffic = map[string]mesh.Namespace{}, map[string]mesh.Traffic{}
+	b.inMesh, b.traffic, b.namespaceWords = map[string]mesh.Namespace{}, map[string]mesh.Traffic{}, map[string]*namespaceWord{}
 	for _, ns := range b.objs.Namespaces {
 		if ns.Name == "" || b.member(ns.Name) || annotation.IsSystem(ns.Name, b.opts.SystemNamespace) || !annotation.InMesh(ns.Labels, b.opts.OSMMeshName) {
 			continue
 		}
-		b.checked(ref("v1", "Namespace", ns), annotation.CheckNamespace(ns.Annotations))
+		object := ref("v1", "Namespace", ns)
+		b.checked(object, annotation.CheckNamespace(ns.Annotations))
 		n := mesh.Namespace{Name: ns.Name}
 		n.Mode, _ = annotation.NamespaceMode(ns.Annotations, b.opts.Mode)
 		n.AllowEgress, _ = annotation.NamespaceEgress(ns.Annotations, b.opts.AllowEgress)
-		n.PlainText, _ = annotation.NamespacePlainText(ns.Annotations)
+		mtls, _ := annotation.NamespaceMTLS(ns.Annotations)
+		n.PlainText, n.MutualTLSOnly = mtls == annotation.Lenient, mtls == annotation.Strict
+		from, _ := annotation.NamespaceAllowFrom(ns.Annotations)
+		b.namespaceWords[ns.Name] = &namespaceWord{ref: object, mode: n.Mode, mtls: mtls, from: from}
 		n.AccessLog, _, _ = annotation.ParseAccessLog(annotation.Namespace, ns.Annotations)
 		if _, said := ns.Annotations[annotation.TrafficPolicy]; said {
 			n.ModeBy = "Namespace " + ns.Name + " annotation"

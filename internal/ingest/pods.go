@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
@@ -27,26 +28,35 @@ type pod struct {
 	ips      []netip.Addr
 	ports    map[uint16]claim // what Services lead to, if it has a proxy
 	logged   map[uint16]mesh.AccessLog
+	leads    map[uint16][]lead
+	policies map[uint16]*mesh.PortPolicy // of the same ports; nil where the namespace's holds
+	mtls     annotation.Demand
 }
 
 // pods indexes the pods of the mesh's namespaces.
 func (b *builder) pods() {
 	b.byName = make(map[podName]*pod, len(b.objs.Pods))
 	b.sidecarAt = make(map[netip.Addr]bool, len(b.objs.Pods))
+	b.proxyAt = make(map[netip.Addr]*pod, len(b.objs.Pods))
 	b.byLabel = make(map[podLabel][]*pod, len(b.objs.Pods))
 	for _, o := range b.objs.Pods {
 		if !b.member(o.Namespace) {
 			continue
 		}
 		p := &pod{
-			Pod: o, sidecar: sidecar(o), ended: ended(o), ports: map[uint16]claim{}, logged: map[uint16]mesh.AccessLog{},
+			Pod: o, sidecar: sidecar(o), ended: ended(o), ports: map[uint16]claim{}, leads: map[uint16][]lead{}, logged: map[uint16]mesh.AccessLog{},
 			identity: mesh.Identity{Namespace: o.Namespace, ServiceAccount: cmp.Or(o.Spec.ServiceAccountName, "default")},
 		}
-		p.hasProxy = p.sidecar && !p.ended
+		if p.hasProxy = p.sidecar && !p.ended; p.hasProxy {
+			b.podWord(p)
+		}
 		for _, ip := range o.Status.PodIPs {
 			if a, err := netip.ParseAddr(ip.IP); err == nil {
 				p.ips = append(p.ips, a.Unmap())
 				b.sidecarAt[a.Unmap()] = b.sidecarAt[a.Unmap()] || p.sidecar
+				if p.hasProxy {
+					b.proxyAt[a.Unmap()] = p
+				}
 			}
 		}
 		b.byName[podName{o.Namespace, o.Name}] = p
@@ -57,6 +67,14 @@ func (b *builder) pods() {
 			l := podLabel{o.Namespace, k, v}
 			b.byLabel[l] = append(b.byLabel[l], p)
 		}
+	}
+}
+
+// podWord reads what a pod says about mutual TLS.
+func (b *builder) podWord(p *pod) {
+	var err error
+	if p.mtls, err = annotation.PodMTLS(p.Annotations); err != nil {
+		b.found.add(ref("v1", "Pod", p), BadAnnotation, "%v; only mutual TLS is let in, and called", err)
 	}
 }
 
@@ -97,9 +115,11 @@ func (b *builder) workloads() {
 			Identity: p.identity,
 			Zone:     b.zones[p.Spec.NodeName],
 			Node:     p.Spec.NodeName,
+			// What a pod says itself counts before its namespace's word.
+			MutualTLSOnly: cmp.Or(p.mtls, b.namespaceWords[p.Namespace].mtls) == annotation.Strict,
 		}
 		for port, c := range p.ports {
-			w.Ports = append(w.Ports, mesh.WorkloadPort{Port: port, Protocol: c.protocol, AccessLog: b.log(p, port)})
+			w.Ports = append(w.Ports, mesh.WorkloadPort{Port: port, Protocol: c.protocol, Policy: p.policies[port], AccessLog: b.log(p, port)})
 		}
 		b.parts.Workloads = append(b.parts.Workloads, w)
 	}

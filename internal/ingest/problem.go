@@ -46,6 +46,11 @@ const (
 	// ProtocolConflict: a pod's port gets different protocols from two Services.
 	// The first declared one by name holds.
 	ProtocolConflict Reason = "ProtocolConflict"
+	// PolicyConflict: a pod's port gets different traffic policies, or demands for
+	// mutual TLS, from several Services. The strictest holds.
+	PolicyConflict Reason = "PolicyConflict"
+	// NoEffect: an annotation that changes nothing beside what else is said.
+	NoEffect Reason = "NoEffect"
 	// ReservedPort: a Service leads to a port that the proxy itself uses. The
 	// Service port is left out.
 	ReservedPort Reason = "ReservedPort"

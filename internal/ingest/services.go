@@ -29,6 +29,8 @@ func (b *builder) services() {
 	for _, o := range b.objs.Services {
 		byName[serviceName(o)] = o
 	}
+	b.serviceWords = make(map[mesh.ServiceName]*serviceWord, len(b.objs.Services))
+	b.targetPods = make(map[mesh.PortName][]targetPod, len(b.objs.Services))
 	endpointSlices := b.endpointSlices()
 	for _, name := range slices.SortedFunc(maps.Keys(byName), mesh.ServiceName.Compare) {
 		o := byName[name]
@@ -101,6 +103,8 @@ func (b *builder) meshService(o *corev1.Service, in []*discoveryv1.EndpointSlice
 	unserved := len(o.Spec.Selector) > 0 && len(pods) == 0
 	pods = slices.DeleteFunc(pods, func(p *pod) bool { return !p.hasProxy })
 	log, logged, _ := annotation.ParseAccessLog(annotation.Service, o.Annotations)
+	word := b.serviceWord(o)
+	b.serviceWords[serviceName(o)] = word
 	for _, p := range tcpPorts(o) {
 		svc := newService(o, p)
 		svc.InMesh, svc.Unserved, svc.Traffic = true, unserved, traffic
@@ -128,6 +132,8 @@ func (b *builder) meshService(o *corev1.Service, in []*discoveryv1.EndpointSlice
 				if logged {
 					pod.logs(targets[i], log)
 				}
+				pod.leads[targets[i]] = append(pod.leads[targets[i]], lead{word, svc.Name.Port})
+				b.targetPods[svc.Name] = append(b.targetPods[svc.Name], targetPod{pod, targets[i]})
 			}
 		}
 		b.parts.Services = append(b.parts.Services, *svc)

@@ -161,54 +161,90 @@ func (s *split) checkBackend(apex mesh.ServiceName, name string) bool {
 	return fit
 }
 
-// checkCallers reports, in enforced mode, callers that may call some of the
-// backends but not all: they see other shares than those that are written.
+// checkCallers reports callers that may call some of the backends but not all: they
+// see other shares than those that are written.
 func (s *split) checkCallers(apex mesh.ServiceName, backends []mesh.WeightedShare) {
-	if s.inMesh[apex.Namespace].Mode == mesh.Permissive {
-		return
-	}
-	everyone := map[mesh.Identity]bool{}
-	may := map[string]map[mesh.Identity]bool{}
+	everyone := map[party]bool{}
+	may := map[string]map[party]bool{}
 	for _, k := range backends {
-		may[k.Service] = map[mesh.Identity]bool{}
-		for _, c := range s.callersOf(mesh.ServiceName{Namespace: apex.Namespace, Name: k.Service}) {
-			may[k.Service][c], everyone[c] = true, true
+		may[k.Service] = s.callersOf(mesh.ServiceName{Namespace: apex.Namespace, Name: k.Service})
+		for c := range may[k.Service] {
+			everyone[c] = true
 		}
 	}
 	for _, k := range backends {
-		var without []mesh.Identity
+		if has(may[k.Service], party{group: mesh.Everyone}) {
+			continue
+		}
+		var without []string
 		for c := range everyone {
-			if !may[k.Service][c] {
-				without = append(without, c)
+			if !has(may[k.Service], c) {
+				without = append(without, c.String())
 			}
 		}
 		if len(without) > 0 {
-			slices.SortFunc(without, mesh.Identity.Compare)
+			slices.Sort(without)
 			s.problem(BackendNotAllowed, "backend %s may not be called by %s, so its share of their calls goes to the others", k.Service, some(without))
 		}
 	}
 }
 
-// callersOf returns who has a grant for any of the servers of a Service.
-func (s *split) callersOf(name mesh.ServiceName) []mesh.Identity {
-	var out []mesh.Identity
+// A party is a caller: an identity, or all of a group.
+type party struct {
+	identity mesh.Identity
+	group    mesh.Group
+}
+
+// String names the party.
+func (p party) String() string {
+	if p.group != "" {
+		return p.group.String()
+	}
+	return p.identity.String()
+}
+
+// has reports whether callers include all of a party.
+func has(callers map[party]bool, p party) bool {
+	ns := cmp.Or(p.group, mesh.Group(p.identity.Namespace))
+	return callers[p] || callers[party{group: ns}] || callers[party{group: mesh.Everyone}]
+}
+
+// callersOf returns who may call any of the servers of a Service.
+func (s *split) callersOf(name mesh.ServiceName) map[party]bool {
+	out := map[party]bool{}
 	for _, port := range s.ports[name] {
 		for _, server := range port.Identities {
-			out = append(out, s.granted[server]...)
+			for _, c := range s.granted[server] {
+				out[party{identity: c}] = true
+			}
+		}
+		targets := port.Targets
+		if len(targets) == 0 {
+			targets = []mesh.Target{{Policy: port.Policy}}
+		}
+		for _, t := range targets {
+			policy := cmp.Or(t.Policy, &mesh.PortPolicy{Mode: s.inMesh[name.Namespace].Mode})
+			if policy.Mode == mesh.Permissive {
+				out[party{group: mesh.Everyone}] = true
+			}
+			for _, g := range policy.Grants {
+				for _, c := range g.Callers {
+					out[party{identity: c}] = true
+				}
+				for _, group := range g.Groups {
+					out[party{group: group}] = true
+				}
+			}
 		}
 	}
 	return out
 }
 
-// some names the first few identities.
-func some(ids []mesh.Identity) string {
+// some names the first few.
+func some(names []string) string {
 	const most = 3
-	var names []string
-	for _, id := range ids[:min(len(ids), most)] {
-		names = append(names, id.String())
-	}
-	out := strings.Join(names, ", ")
-	if n := len(ids) - most; n > 0 {
+	out := strings.Join(names[:min(len(names), most)], ", ")
+	if n := len(names) - most; n > 0 {
 		out += fmt.Sprintf(" and %d more", n)
 	}
 	return out

@@ -187,10 +187,10 @@ func TestMutualTLSOnly(t *testing.T) {
 		Name: PortName{ServiceName: ServiceName{Namespace: "shop", Name: "by-hand"}, Port: 80}, InMesh: true, Protocol: HTTP,
 		Policy: permissive, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.3")}, Endpoints: []Endpoint{outside},
 	}
-	// Somebody's ClusterIP is also a pod's address, as somebody could write.
-	taken := byHand
-	taken.Name.Name, taken.Name.Port, taken.Addresses, taken.Endpoints = "taken", 8080, []netip.Addr{netip.MustParseAddr("10.1.0.9")}, nil
-	parts.Services = append(parts.Services, headless, byHand)
+	onNode := byHand
+	onNode.Name.Name, onNode.Endpoints = "on-node", []Endpoint{{Address: netip.MustParseAddr("10.9.0.1"), Port: 9100, Policy: permissive, OnNode: true}}
+	onNode.Addresses = []netip.Addr{netip.MustParseAddr("10.96.0.4")}
+	parts.Services = append(parts.Services, headless, byHand, onNode)
 	s := must(t, parts)
 	view := func(name string) *Outbound {
 		v, ok := s.View(ProxyID{Namespace: "front", Pod: name, UID: name})
@@ -205,19 +205,13 @@ func TestMutualTLSOnly(t *testing.T) {
 	if s.Outbound(ann) != view("a") {
 		t.Error("an account without a word of its pods is as its namespace")
 	}
-	if got, _ := reached(view("a")); got != "@192.0.2.1 a@10.1.0.0 @10.1.0.9 a@10.1.0.0 @10.1.0.9" || view("a").Refused != nil {
+	if got, _ := reached(view("a")); got != "@192.0.2.1 a@10.1.0.0 @10.1.0.9 @10.9.0.1 a@10.1.0.0 @10.1.0.9" || view("a").Refused != nil {
 		t.Errorf("a caller that says nothing reaches %s, and is refused %v", got, view("a").Refused)
 	}
-	refused := []netip.AddrPort{netip.MustParseAddrPort("10.1.0.9:8080")}
+	refused := []netip.Addr{netip.MustParseAddr("10.1.0.9")}
 	if got, _ := reached(view("b")); got != "@192.0.2.1 a@10.1.0.0 a@10.1.0.0" || !slices.Equal(view("b").Refused, refused) {
 		t.Errorf("a caller that wants mutual TLS reaches %s, and is refused %v", got, view("b").Refused)
 	}
-	parts.Services = append(parts.Services, taken)
-	s = must(t, parts)
-	if got := view("b").Refused; len(got) > 0 {
-		t.Errorf("%v is refused, where a Service is called", got)
-	}
-
 	alone := access([3]*PortPolicy{}, permissive)
 	alone.Services[0].Identities, alone.Services[0].Targets, alone.Services[0].Policy = nil, nil, permissive
 	alone.Services[0].Endpoints = alone.Services[0].Endpoints[3:]

@@ -91,8 +91,8 @@ type Namespace struct {
 type PortPolicy struct {
 	// Mode decides about calls that no grant speaks of.
 	Mode Mode `json:"mode,omitempty"`
-	// ModeBy names the object that says so, for people: "Service shop/web". Empty
-	// is the namespace.
+	// ModeBy names what decided Mode, for people: "Service shop/web annotation".
+	// Empty is the namespace.
 	ModeBy string `json:"modeBy,omitempty"`
 	// PlainText lets clients in that speak no mTLS, while Mode is Permissive.
 	PlainText   bool   `json:"plainText,omitempty"`
@@ -100,6 +100,10 @@ type PortPolicy struct {
 	// Grants let callers do everything on this port.
 	Grants []PortGrant `json:"grants,omitempty"`
 }
+
+// ByPod is PlainTextBy where the pod itself says so. It has no name in it, so that
+// replicas are alike.
+const ByPod = "Pod annotation"
 
 // A PortGrant lets some callers do everything on the port that it belongs to:
 // every request, and every connection.
@@ -242,6 +246,8 @@ type Endpoint struct {
 	// Outside says that it is no pod of the mesh's namespaces, but an address that
 	// somebody wrote down: to call it is egress.
 	Outside bool `json:"outside,omitempty"`
+	// OnNode says that it is a pod which has its node's address.
+	OnNode bool `json:"onNode,omitempty"`
 	// Draining endpoints finish what they have and get nothing new while others
 	// are left.
 	Draining bool   `json:"draining,omitempty"`
@@ -257,6 +263,9 @@ type Endpoint struct {
 	// [Bundle], whose callers it was asked for.
 	Policy *PortPolicy `json:"policy,omitempty"`
 }
+
+// Unproxied reports whether it is a pod of the mesh's namespaces without a proxy.
+func (e Endpoint) Unproxied() bool { return e.Identity.IsZero() && !e.Outside }
 
 // A Grant lets some identities call the workloads of one service account.
 type Grant struct {

@@ -35,7 +35,7 @@ func (s *Snapshot) outbound(c caller) *Outbound {
 			bundles = over(bundles, more)
 		}
 		if c.mutualTLSOnly {
-			out.Refused = without(s.unmeshed(), bundles)
+			out.Refused = s.unmeshed()
 		}
 		out.Key = digest(out)
 		out.Bundles = bundles
@@ -85,41 +85,26 @@ func (s *Snapshot) openBundles(l liberty) []*Bundle {
 	return out
 }
 
-// findUnmeshed returns where pods without a proxy serve Services of the mesh.
-func (s *Snapshot) findUnmeshed() []netip.AddrPort {
-	var out []netip.AddrPort
+// findUnmeshed returns the addresses of pods without a proxy that serve Services of
+// the mesh. Those that a pod shares with its node are not its own to refuse, and inside
+// the ranges of ClusterIPs nothing else is called anyway.
+func (s *Snapshot) findUnmeshed() []netip.Addr {
+	inRange := func(a netip.Addr) bool {
+		return slices.ContainsFunc(s.parts.Settings.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	var out []netip.Addr
 	for i := range s.parts.Services {
 		svc := &s.parts.Services[i]
 		if svc.passthrough() {
 			continue
 		}
 		for _, e := range svc.Endpoints {
-			if e.Identity.IsZero() && !e.Outside {
-				out = append(out, netip.AddrPortFrom(e.Address, e.Port))
+			if e.Unproxied() && !e.OnNode && !inRange(e.Address) {
+				out = append(out, e.Address)
 			}
 		}
 	}
-	return set(out, netip.AddrPort.Compare)
-}
-
-// without returns the addresses at which none of the bundles is called.
-func without(addresses []netip.AddrPort, bundles []*Bundle) []netip.AddrPort {
-	if len(addresses) == 0 {
-		return nil
-	}
-	called := map[netip.AddrPort]bool{}
-	for _, b := range bundles {
-		for _, a := range b.Addresses {
-			called[netip.AddrPortFrom(a, b.Name.Port)] = true
-		}
-		if !b.Headless && !b.Passthrough {
-			continue
-		}
-		for _, e := range b.Endpoints {
-			called[netip.AddrPortFrom(e.Address, e.Port)] = true
-		}
-	}
-	return filter(addresses, func(a netip.AddrPort) bool { return !called[a] })
+	return set(out, netip.Addr.Compare)
 }
 
 // granted returns the bundles that a caller sees otherwise than everyone, because
@@ -209,15 +194,16 @@ type side struct {
 // side returns what of svc a caller may use.
 func (s *Snapshot) side(svc *Service, r reach) side {
 	out := side{endpoints: filter(svc.Endpoints, func(e Endpoint) bool { return s.mayUse(svc, e, r) })}
-	permissive := s.policy(svc.Name.Namespace, svc.Policy).Mode == Permissive
-	if permissive && len(svc.Targets) == 0 {
+	if s.policy(svc.Name.Namespace, svc.Policy).Mode == Permissive && len(svc.Targets) == 0 {
 		out.identities = svc.Identities
+		// Where no pod has a proxy, there is nothing for a caller that wants one.
+		refuses := r.mutualTLSOnly && slices.ContainsFunc(svc.Endpoints, Endpoint.Unproxied)
+		out.ok = !refuses || len(out.identities) > 0
 	} else {
 		out.identities = s.mayFind(svc, r)
+		out.ok = len(out.identities) > 0
 	}
-	// Where no pod has a proxy, there is nothing for a caller that wants one.
-	refuses := r.mutualTLSOnly && slices.ContainsFunc(svc.Endpoints, func(e Endpoint) bool { return e.Identity.IsZero() && !e.Outside })
-	out.ok = len(out.identities) > 0 || len(out.endpoints) > 0 || permissive && !refuses
+	out.ok = out.ok || len(out.endpoints) > 0
 	out.awaited = svc.awaitable() && r.mayOnceServed(svc)
 	out.endpoints = r.near.nearest(svc, out.endpoints)
 	for i := range out.endpoints {

@@ -34,7 +34,7 @@ type Snapshot struct {
 	trust *Trust
 	// unmeshed are the addresses of pods without a proxy that Services of the mesh
 	// lead to, sorted; made at the first call.
-	unmeshed func() []netip.AddrPort
+	unmeshed func() []netip.Addr
 	// Views are made when they are asked for, and then kept.
 	inbounds  memo[string, *Inbound]
 	outbounds memo[caller, *Outbound]

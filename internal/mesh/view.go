@@ -80,11 +80,12 @@ type Outbound struct {
 	Caller       Identity       `json:"caller"`
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
 	AllowEgress  bool           `json:"allowEgress,omitempty"`
-	// MutualTLSOnly forbids plain text into the namespaces of the mesh. The bundles
-	// have no endpoint then that would need it, and calls to the addresses in
-	// Refused, which are those of such endpoints, are denied.
-	MutualTLSOnly bool             `json:"mutualTLSOnly,omitempty"`
-	Refused       []netip.AddrPort `json:"refused,omitempty"` // sorted; no bundle has one
+	// MutualTLSOnly forbids plain text into the namespaces of the mesh: no bundle has
+	// an endpoint then that would need it. Refused are the addresses of pods without a
+	// proxy that Services lead to, sorted: what is dialled there is denied, at any port
+	// that no bundle has.
+	MutualTLSOnly bool         `json:"mutualTLSOnly,omitempty"`
+	Refused       []netip.Addr `json:"refused,omitempty"`
 	// Bundles are sorted by name. An address inside ServiceCIDRs that no bundle
 	// has is denied.
 	Bundles []*Bundle `json:"bundles,omitempty"`

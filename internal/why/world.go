@@ -201,7 +201,7 @@ func (w World) setBy(namespace, key string) string {
 		if value, ok := n.Annotations[key]; ok {
 			_, mode := annotation.NamespaceMode(n.Annotations, mesh.Enforced)
 			_, egress := annotation.NamespaceEgress(n.Annotations, false)
-			_, text := annotation.NamespacePlainText(n.Annotations)
+			_, text := annotation.NamespaceMTLS(n.Annotations)
 			if err := map[string]error{annotation.TrafficPolicy: mode, annotation.Egress: egress, annotation.MTLS: text}[key]; err != nil {
 				return fmt.Sprintf("because its annotation %s=%s is no word that is known, and so the strictest holds", key, value)
 			}

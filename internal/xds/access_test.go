@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -225,14 +224,33 @@ func TestOutboundRefused(t *testing.T) {
 		})
 	}
 	may(true)
+	kept, err := w.client.Dial(t.Context(), "tcp", "10.1.9.10:2525")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := line(kept); got != "smtp" {
+		t.Fatalf("got %q, %v", got, err)
+	}
 	v.Outbound.MutualTLSOnly = true
-	v.Outbound.Refused = []netip.AddrPort{netip.MustParseAddrPort("10.1.9.9:2525"), netip.MustParseAddrPort("10.1.9.9:8080")}
+	v.Outbound.Refused = addrs("10.1.9.9")
 	apply(t, w.caller, v)
 	may(false)
 	if got := do(t, w.app(t), "GET", "http://10.1.9.10:8080/"); got.code != 200 {
 		t.Errorf("another address is egress still: %d %s", got.code, got.body)
 	}
+	if got := do(t, w.app(t), "GET", "http://10.96.0.99:8080/"); got.code != 403 {
+		t.Errorf("a ClusterIP that may not be called: %d %s", got.code, got.body)
+	}
 	v.Outbound.Refused = nil
 	apply(t, w.caller, v)
 	may(true)
+	_, _ = fmt.Fprintln(kept, "still there")
+	if got, err := line(kept); got != "still there" {
+		t.Errorf("the open connection of another address got %q, %v", got, err)
+	}
+	stats, _ := w.caller.Get(t.Context(), "/stats?filter=listener_manager.(listener_in_place_updated|total_listeners_draining)")
+	// Twice the outbound listener, and once the dead end, which says why.
+	if !strings.Contains(stats, "listener_in_place_updated: 3\n") || !strings.Contains(stats, "total_listeners_draining: 0\n") {
+		t.Errorf("refusing addresses replaced the listener:\n%s", stats)
+	}
 }

@@ -22,7 +22,9 @@ import (
 // outbound encodes what a proxy has besides its bundles: the listener that all
 // calls of the pod come to, and what happens to those that no bundle takes.
 //
-// Its listener depends on the ranges of ClusterIPs only. Where its chains lead
+// Its listener depends on the ranges of ClusterIPs only and, in a chain of its own, on
+// refused addresses: a change there replaces that chain in place and cuts nothing. (A
+// listener for each address would have that of a bundle which is going away.) Where its chains lead
 // is a matter of the cluster egress, so that this setting cuts no connection.
 func (e *encoder) outbound(o *mesh.Outbound) {
 	e.part.Name = outboundName
@@ -41,16 +43,6 @@ func (e *encoder) outbound(o *mesh.Outbound) {
 	e.add(Cluster, passthroughName, originalDst(passthroughName))
 	e.add(Cluster, closedName, nowhere(closedName))
 	e.add(Listener, outboundName, e.outboundListener(o))
-	for _, a := range o.Refused {
-		name := deniedName + variantMark + a.String()
-		e.add(Listener, name, &listenerv3.Listener{
-			Name:             name,
-			Address:          address(a),
-			BindToPort:       wrapperspb.Bool(false),
-			TrafficDirection: corev3.TrafficDirection_OUTBOUND,
-			FilterChains:     []*listenerv3.FilterChain{chain("refused", e.rememberAddress(), e.tcpProxy(outboundName, deniedName))},
-		})
-	}
 }
 
 func (e *encoder) outboundListener(o *mesh.Outbound) *listenerv3.Listener {
@@ -68,6 +60,14 @@ func (e *encoder) outboundListener(o *mesh.Outbound) *listenerv3.Listener {
 			denied.FilterChainMatch.PrefixRanges = append(denied.FilterChainMatch.PrefixRanges, cidr(p))
 		}
 		l.FilterChains = append(l.FilterChains, denied)
+	}
+	if len(o.Refused) > 0 {
+		refused := chain("refused", e.rememberAddress(), e.tcpProxy(outboundName, deniedName))
+		refused.FilterChainMatch = &listenerv3.FilterChainMatch{}
+		for _, a := range o.Refused {
+			refused.FilterChainMatch.PrefixRanges = append(refused.FilterChainMatch.PrefixRanges, cidr(netip.PrefixFrom(a, a.BitLen())))
+		}
+		l.FilterChains = append(l.FilterChains, refused)
 	}
 	l.DefaultFilterChain = chain("egress", e.rememberAddress(), e.tcpProxy(outboundName, egressName, e.tcpLog(call(outboundName))))
 	return l
