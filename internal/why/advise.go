@@ -16,6 +16,7 @@ type serverPort struct {
 	identity mesh.Identity
 	port     uint16
 	protocol mesh.Protocol
+	service  mesh.ServiceName
 }
 
 // servers returns what a call to a Service port comes to: the pods of the Service
@@ -35,9 +36,18 @@ func (c *call) servers(m *mesh.Service) []serverPort {
 	}
 	var out []serverPort
 	for _, s := range c.services(func(s *mesh.Service) bool { return slices.Contains(names, s.Name) && mesh.Splittable(m, s) }) {
+		if len(s.Targets) > 0 {
+			for _, t := range s.Targets {
+				if t.Policy != nil && t.Policy.Mode == mesh.Permissive {
+					continue // nothing is missing there
+				}
+				out = append(out, serverPort{identity: t.Identity, port: t.Port, protocol: s.Protocol, service: s.Name.ServiceName})
+			}
+			continue
+		}
 		for _, id := range s.Identities {
 			for _, port := range s.TargetPorts {
-				out = append(out, serverPort{identity: id, port: port, protocol: s.Protocol})
+				out = append(out, serverPort{identity: id, port: port, protocol: s.Protocol, service: s.Name.ServiceName})
 			}
 		}
 	}
@@ -56,13 +66,17 @@ func (c *call) suggest(r Reason) {
 		for _, m := range c.services(func(m *mesh.Service) bool {
 			return slices.Contains(m.Identities, s.identity) && slices.Contains(m.TargetPorts, s.port)
 		}) {
-			s.protocol = m.Protocol
+			if s.service.Name == "" || m.Name.String() == b.Service {
+				s.protocol, s.service = m.Protocol, m.Name.ServiceName
+			}
 		}
 		servers = append(servers, s)
 	}
 	switch {
 	case r == NoRule || r == NoGrant:
 		c.advise(servers)
+	case r == MutualTLSWanted:
+		c.answer.Change = c.callPlain()
 	case r == PlainRefused && !c.caller.Proxy:
 		c.answer.Change = c.joining(servers)
 	case r == PlainRefused && c.round:
@@ -88,7 +102,11 @@ func (c *call) joining(servers []serverPort) *Change {
 		give = fmt.Sprintf("outrigger why pod %s says how", c.caller.Pod)
 	}
 	ns := servers[0].identity.Namespace
-	if n, _ := c.meshNamespace(ns); n.Mode == mesh.Permissive {
+	in := c.inbound(mesh.Endpoint{Identity: servers[0].identity, Port: servers[0].port})
+	if in != nil && in.Mode == mesh.Permissive && in.PlainTextBy != "" {
+		return &Change{Text: fmt.Sprintf("Give the caller a proxy: %s. Until then, to let plain text in, write permissive instead of strict where that is said: %s.", give, c.plainBy(servers[0].identity, in))}
+	}
+	if in != nil && in.Mode == mesh.Permissive {
 		return &Change{
 			Text:    fmt.Sprintf("Give the caller a proxy: %s. Until then, to let plain text into namespace %s:", give, ns),
 			Command: "kubectl annotate namespace " + ns + " --overwrite " + annotation.MTLS + "=permissive",
@@ -129,9 +147,14 @@ func (c *call) advise(servers []serverPort) {
 			joinable[g.Server] = append(joinable[g.Server], g.Source)
 		}
 	}
+	annotated, inEffect := c.adviseAllowFrom(servers)
+	near = append(near, annotated...)
 	slices.SortStableFunc(near, func(a, b NearMiss) int { return cmp.Compare(a.far, b.far) })
 	c.answer.NearMisses = near[:min(len(near), maxMisses)]
 	c.answer.Change = c.smallest(servers, joinable)
+	if inEffect && c.answer.Change != nil {
+		c.answer.Change = c.addToAllowFrom(servers)
+	}
 }
 
 // declaredTwice says what to do where the Service that is called says something else

@@ -46,13 +46,17 @@ const (
 
 // Why calls are denied.
 const (
-	NoGrant       Reason = "no-grant"       // enforced, and nothing lets the caller call this server
-	NoRule        Reason = "no-rule"        // enforced, and no rule covers the request
-	EgressDenied  Reason = "egress-denied"  // outside the mesh
-	PlainRefused  Reason = "plain-refused"  // the server wants mutual TLS
-	PortClosed    Reason = "port-closed"    // the server does not serve this port to the mesh
-	NothingThere  Reason = "nothing-there"  // no Service has this address and port
-	NotHTTP       Reason = "not-http"       // the port is declared HTTP, the call is not
+	NoGrant      Reason = "no-grant"      // enforced, and nothing lets the caller call this server
+	NoRule       Reason = "no-rule"       // enforced, and no rule covers the request
+	EgressDenied Reason = "egress-denied" // outside the mesh
+	PlainRefused Reason = "plain-refused" // the server wants mutual TLS
+	PortClosed   Reason = "port-closed"   // the server does not serve this port to the mesh
+	NothingThere Reason = "nothing-there" // no Service has this address and port
+	NotHTTP      Reason = "not-http"      // the port is declared HTTP, the call is not
+	// MutualTLSWanted: the server has no proxy, and the caller's mtls annotation
+	// wants one.
+	MutualTLSWanted Reason = "mutual-tls-wanted"
+
 	EscapedSlash  Reason = "escaped-slash"  // %2F, %5C or %00 in the path
 	NoMeshServers Reason = "no-mesh-server" // enforced, and no pod of the Service has a proxy
 )

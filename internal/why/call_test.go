@@ -10,10 +10,15 @@ import (
 )
 
 const (
-	osm     = "the-bookstore-of-osm"
-	only    = "only-what-a-traffic-target-names"
-	sniffed = "undeclared-port-is-sniffed"
-	locked  = "egress-denied-but-the-api-server-is-reachable"
+	osm       = "the-bookstore-of-osm"
+	only      = "only-what-a-traffic-target-names"
+	sniffed   = "undeclared-port-is-sniffed"
+	allowFrom = "allow-from-without-smi-objects"
+	byService = "services-override-their-namespace"
+	wantMTLS  = "callers-that-want-mutual-tls"
+	plainText = "plain-text-is-let-in-port-by-port"
+
+	locked = "egress-denied-but-the-api-server-is-reachable"
 )
 
 func TestCall(t *testing.T) {
@@ -75,6 +80,27 @@ func TestCall(t *testing.T) {
 
 		"scaled-to-zero":  {story: "scaled-to-zero", reason: "the way there is kept", q: Question{Caller: "shop/buyer-0", URL: "http://store/"}, want: Allowed, why: NoEndpoint},
 		"scaled-no-grant": {story: "scaled-to-zero", reason: "but not for everybody", q: Question{Caller: "shop/thief-0", URL: "http://store/"}, want: Denied, why: NoMeshServers, noChange: true},
+
+		"allow-from-namespace":  {story: allowFrom, reason: "the namespace lists the caller's", q: Question{Caller: "front/web-0", Method: "POST", URL: "http://store.shop/x"}, want: Allowed, why: ByRule},
+		"allow-from-tcp":        {story: allowFrom, reason: "over TCP too", q: Question{Caller: "front/web-0", URL: "tcp://store.shop:3306"}, want: Allowed, why: ByTCPGrant},
+		"allow-from-neighbour":  {story: allowFrom, reason: "another namespace, whose name begins alike", q: Question{Caller: "front2/web-0", URL: "http://store.shop/x"}, want: Denied, why: NoGrant},
+		"allow-from-service":    {story: allowFrom, reason: "the Service overrides its namespace", q: Question{Caller: "front/web-0", URL: "http://admin.shop/"}, want: Denied, why: NoGrant},
+		"allow-from-account":    {story: allowFrom, reason: "for one account", q: Question{Caller: "ops/operator-0", URL: "http://admin.shop/"}, want: Allowed, why: ByRule},
+		"allow-from-nobody":     {story: allowFrom, reason: "an empty list is said too", q: Question{Caller: "front/web-0", URL: "http://closed.shop/"}, want: Denied, why: NoGrant},
+		"allow-from-overridden": {story: allowFrom, reason: "a TrafficTarget speaks about the account", q: Question{Caller: "ops/operator-0", URL: "http://books-admin.shop/"}, want: Denied, why: NoGrant},
+		"allow-from-smi":        {story: allowFrom, reason: "and says who may", q: Question{Caller: "front/buyer-0", URL: "http://books.shop/books"}, want: Allowed, why: ByRule},
+		"service-enforced":      {story: byService, reason: "the Service is stricter than its namespace", q: Question{Caller: "front/app-0", URL: "http://admin.open/"}, want: Denied, why: NoGrant},
+		"service-permissive":    {story: byService, reason: "the Service is more open than its namespace", q: Question{Caller: "front/app-0", URL: "http://public.closed/"}, want: Allowed, why: PermissiveMode},
+		"service-conflict":      {story: byService, reason: "another Service closes one of the pods", q: Question{Caller: "front/app-0", URL: "http://shared-one.closed/"}, want: Denied, why: NoGrant},
+		"strict-caller":         {story: wantMTLS, reason: "pods without a proxy get nothing of it", q: Question{Caller: "strict/app-0", URL: "http://web.shop/"}, want: Allowed, why: PermissiveMode},
+		"strict-caller-alone":   {story: wantMTLS, reason: "nobody there has a proxy", q: Question{Caller: "strict/app-0", URL: "http://old.shop/"}, want: Denied, why: MutualTLSWanted},
+		"strict-caller-address": {story: wantMTLS, reason: "nor by the address", q: Question{Caller: "strict/app-0", URL: "http://10.1.3.3:9090/"}, want: Denied, why: MutualTLSWanted},
+		"strict-pod":            {story: wantMTLS, reason: "the pod says so itself", q: Question{Caller: "anyone/careful-0", URL: "http://old.shop/"}, want: Denied, why: MutualTLSWanted, noChange: true},
+		"strict-caller-peers":   {story: wantMTLS, reason: "a headless name of both kinds", q: Question{Caller: "strict/app-0", URL: "http://peers.shop:8080/"}, want: Partly, why: MutualTLSWanted},
+		"loose-caller":          {story: wantMTLS, reason: "it says that it may", q: Question{Caller: "strict/loose-0", URL: "http://old.shop/"}, want: Allowed, why: PlainServer},
+		"plain-to-port":         {story: plainText, reason: "this port takes it", q: Question{Caller: "joining/old", URL: "http://10.1.1.1:8080/"}, want: Allowed, why: PermissiveMode},
+		"plain-to-strict-port":  {story: plainText, reason: "this one does not", q: Question{Caller: "joining/old", URL: "http://10.1.1.1:8081/"}, want: Denied, why: PlainRefused, noChange: true},
+		"plain-to-strict-pod":   {story: plainText, reason: "the pod says so itself", q: Question{Caller: "joining/old", URL: "http://10.1.1.2:8080/"}, want: Denied, why: PlainRefused, noChange: true},
 
 		"partly":              {story: "shop", reason: "one of two kinds of server allows it", q: Question{Caller: "deploy/buyer", Namespace: "shop", Method: "POST", URL: "http://store/orders", Headers: []string{"x-customer: 7"}}, want: Partly, why: NoRule},
 		"manifests":           {story: "shop", reason: "without any cluster", q: Question{Caller: "deploy/buyer", Namespace: "shop", URL: "http://store/books"}, want: Allowed, why: ByRule},

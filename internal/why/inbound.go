@@ -36,12 +36,11 @@ func (c *call) server(b *mesh.Bundle, e mesh.Endpoint, http bool) Backend {
 	case reads && c.escaped():
 		out.Verdict, out.Reason, out.Because = Denied, EscapedSlash, "its proxy answers 400: "+errEscaped.Error()
 	case p.Mode == mesh.Permissive:
-		out.Verdict, out.Reason, out.Because = Allowed, PermissiveMode, fmt.Sprintf("namespace %s is permissive, %s",
-			e.Identity.Namespace, c.setBy(e.Identity.Namespace, annotation.TrafficPolicy))
+		out.Verdict, out.Reason, out.Because = Allowed, PermissiveMode, c.modeOf(e.Identity, p)
 	case reads:
-		c.byRules(&out, p, e.Identity)
+		c.byRules(&out, p)
 	default:
-		c.byCallers(&out, p, e.Identity)
+		c.byCallers(&out, p, e)
 	}
 	return out
 }
@@ -76,11 +75,11 @@ func portOf(in *mesh.Inbound, port uint16) *mesh.InboundPort {
 
 // byRules is the access list of an HTTP port: any rule that covers the request and
 // names the caller is enough.
-func (c *call) byRules(out *Backend, p *mesh.InboundPort, server mesh.Identity) {
+func (c *call) byRules(out *Backend, p *mesh.InboundPort) {
 	for _, r := range p.Rules {
-		if slices.Contains(r.Callers, c.caller.Identity) && len(misses(r.Match, c.seen)) == 0 {
+		if r.Has(c.caller.Identity) && len(misses(r.Match, c.seen)) == 0 {
 			out.Verdict, out.Reason = Allowed, ByRule
-			out.Because = fmt.Sprintf("by %s, rule %s", list(c.sources(r, server)), describe(r.Match))
+			out.Because = fmt.Sprintf("by %s, rule %s", r.Source, describe(r.Match))
 			return
 		}
 	}
@@ -88,22 +87,9 @@ func (c *call) byRules(out *Backend, p *mesh.InboundPort, server mesh.Identity) 
 	out.Because = fmt.Sprintf("its proxy answers 403: no rule allows %s %s %s", c.caller.Identity, c.seen.method, c.seen.path)
 }
 
-// sources returns those of a rule's objects that name the caller: objects with one
-// rule in common share it.
-func (c *call) sources(r mesh.Rule, server mesh.Identity) []string {
-	all := strings.Split(r.Source, ", ")
-	var out []string
-	for _, g := range c.Snapshot.Dump().Grants {
-		if g.Server == server && slices.Contains(all, g.Source) && slices.Contains(g.Callers, c.caller.Identity) {
-			out = append(out, g.Source)
-		}
-	}
-	return slices.Compact(out)
-}
-
 // byCallers is the list of names that a TCP port accepts in the handshake.
-func (c *call) byCallers(out *Backend, p *mesh.InboundPort, server mesh.Identity) {
-	if !slices.Contains(p.Callers, c.caller.Identity) {
+func (c *call) byCallers(out *Backend, p *mesh.InboundPort, e mesh.Endpoint) {
+	if !p.MayConnect(c.caller.Identity) {
 		out.Verdict, out.Reason = Denied, NoGrant
 		out.Because = fmt.Sprintf("its proxy refuses the handshake: no policy opens TCP port %d to %s", p.Port, c.caller.Identity)
 		return
@@ -111,7 +97,12 @@ func (c *call) byCallers(out *Backend, p *mesh.InboundPort, server mesh.Identity
 	out.Verdict, out.Reason = Allowed, ByTCPGrant
 	var sources []string
 	for _, g := range c.Snapshot.Dump().Grants {
-		if g.Server == server && slices.Contains(g.Callers, c.caller.Identity) && opensTCP(g, p.Port, p.Protocol) {
+		if g.Server == e.Identity && slices.Contains(g.Callers, c.caller.Identity) && opensTCP(g, p.Port, p.Protocol) {
+			sources = append(sources, g.Source)
+		}
+	}
+	for _, g := range c.portGrants(e.Address, e.Identity, p.Port) {
+		if g.Has(c.caller.Identity) {
 			sources = append(sources, g.Source)
 		}
 	}
@@ -190,10 +181,19 @@ func (c *call) plainServer(service string, a netip.Addr, port uint16) Backend {
 		out.Verdict, out.Reason, out.Because = Denied, EscapedSlash, "its proxy answers 400: "+errEscaped.Error()
 	case p.PlainText:
 		out.Reason = PermissiveMode
-		out.Because = fmt.Sprintf("namespace %s is permissive, and takes plain text too, %s", id.Namespace, c.setBy(id.Namespace, annotation.MTLS))
+		out.Because = fmt.Sprintf("namespace %s is permissive, and takes plain text too, %s", id.Namespace, c.plainBy(id, p))
+		if c.byService(p.ModeBy, annotation.TrafficPolicy) != "" || p.PlainTextBy != "" {
+			out.Because = fmt.Sprintf("%s, and takes plain text too, %s", c.modeOf(id, p), c.plainBy(id, p))
+		}
 	default:
 		out.Verdict, out.Reason = Denied, PlainRefused
 		out.Because = fmt.Sprintf("its proxy wants mutual TLS and closes the connection: namespace %s is %s, and takes no plain text", id.Namespace, p.Mode)
+		if by := c.byService(p.ModeBy, annotation.TrafficPolicy); by != "" || p.PlainTextBy != "" {
+			out.Because = fmt.Sprintf("its proxy wants mutual TLS and closes the connection: %s, and takes no plain text", c.modeOf(id, p))
+			if p.PlainTextBy != "" {
+				out.Because += ", " + c.plainBy(id, p)
+			}
+		}
 	}
 	return out
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -20,6 +21,10 @@ func (c *call) withoutBundle(first netip.Addr) {
 	m := c.modelled(first)
 	inside := slices.ContainsFunc(c.out.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(first) })
 	switch {
+	case c.unproxied(first):
+		c.refuseUnproxied(netip.AddrPortFrom(first, c.port).String())
+	case m != nil && m.InMesh && c.onlyUnproxied(m):
+		c.refuseUnproxied("service " + m.Name.String())
 	case m != nil && m.InMesh && (inside || m.Headless && !c.out.AllowEgress):
 		c.ungranted(m)
 	case inside && m == nil:
@@ -89,9 +94,13 @@ func protocolSuffix(p corev1.ServicePort) string {
 
 // ungranted says that the caller's proxy was not even told about a Service.
 func (c *call) ungranted(m *mesh.Service) {
-	ns := m.Name.Namespace
+	_, mode := c.modeOfService(m)
+	who := "Namespace " + m.Name.Namespace
+	if strings.HasPrefix(mode, "service ") {
+		who = "Service " + m.Name.String()
+	}
 	if m.Unserved {
-		c.deny(Client, NoMeshServers, "Namespace %s is enforced, and service %s has no pod whose account a policy could speak of.", ns, m.Name)
+		c.deny(Client, NoMeshServers, "%s is enforced, and service %s has no pod whose account a policy could speak of.", who, m.Name)
 		c.answer.Change = &Change{Text: "Start a pod of service " + m.Name.ServiceName.String() + " and ask again: what lets a call through is a policy for the pod's account."}
 		return
 	}
@@ -100,12 +109,11 @@ func (c *call) ungranted(m *mesh.Service) {
 		servers, which = c.dialled(m), "no pod that this call of service "+m.Name.String()+" goes to"
 	}
 	if len(servers) == 0 {
-		c.deny(Client, NoMeshServers, "Namespace %s is enforced, and %s has a proxy that could tell who calls.", ns, which)
+		c.deny(Client, NoMeshServers, "%s is enforced, and %s has a proxy that could tell who calls.", who, which)
 		c.answer.Change = &Change{Text: "No policy can allow this. Give the pods of service " + m.Name.ServiceName.String() + " proxies; outrigger why pod says why one has none."}
 		return
 	}
-	c.deny(Client, NoGrant, "The caller's own proxy denies it: namespace %s is enforced, %s, and no policy lets %s call service %s.",
-		ns, c.setBy(ns, annotation.TrafficPolicy), c.caller.Identity, m.Name)
+	c.deny(Client, NoGrant, "The caller's own proxy denies it: %s, and no policy lets %s call service %s.", mode, c.caller.Identity, m.Name)
 	c.advise(servers)
 }
 
@@ -118,7 +126,7 @@ func (c *call) dialled(m *mesh.Service) []serverPort {
 		if e == nil || e.Identity.IsZero() {
 			continue
 		}
-		if s := (serverPort{identity: e.Identity, port: e.Port, protocol: m.Protocol}); !slices.Contains(out, s) {
+		if s := (serverPort{identity: e.Identity, port: e.Port, protocol: m.Protocol, service: m.Name.ServiceName}); !slices.Contains(out, s) {
 			out = append(out, s)
 		}
 	}
@@ -145,6 +153,7 @@ func (c *call) throughBundles(ways []way) {
 			parts = append(parts, c.request(w)...)
 		}
 	}
+	c.noteUnproxied(ways)
 	rest := c.unbundled(ways[0].bundle)
 	parts = append(parts, rest...)
 	for i := range parts {
@@ -166,7 +175,10 @@ func (c *call) unbundled(b *mesh.Bundle) []Backend {
 			Service: b.Name.String(), Port: c.port, Transport: plain, Verdict: Denied, Side: Client, Reason: EgressDenied,
 			Because: "the caller's proxy was told of no server at " + a.String() + ", and egress is denied",
 		}
-		if c.out.AllowEgress {
+		if c.unproxied(a) {
+			k.Reason = MutualTLSWanted
+			k.Because = "what answers at " + a.String() + " has no proxy, and the caller calls nothing in the mesh's namespaces in plain text, " + c.wantsMutualTLS()
+		} else if c.out.AllowEgress {
 			k = c.plainServer(b.Name.String(), a, c.port)
 		}
 		k.Endpoints, k.Percent = 1, 100

@@ -3,6 +3,7 @@ package why
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -78,18 +79,9 @@ func (s story) world(t *testing.T) World {
 // apply makes the change that an answer proposes.
 func (s story) apply(t *testing.T, c *Change) story {
 	t.Helper()
-	if namespace, setting, ok := annotated(c.Command); ok {
-		s.objects.Namespaces = slices.Clone(s.objects.Namespaces)
-		for i, n := range s.objects.Namespaces {
-			if n.Name == namespace {
-				n = n.DeepCopy()
-				key, value, _ := strings.Cut(setting, "=")
-				if n.Annotations == nil {
-					n.Annotations = map[string]string{}
-				}
-				n.Annotations[key] = value
-				s.objects.Namespaces[i] = n
-			}
+	if c.Command != "" {
+		for command := range strings.Lines(c.Command) {
+			s.annotate(t, strings.Fields(command))
 		}
 		return s
 	}
@@ -118,11 +110,46 @@ func (s story) apply(t *testing.T, c *Change) story {
 	return s
 }
 
-// annotated reads "kubectl annotate namespace NAME --overwrite KEY=VALUE".
-func annotated(command string) (namespace, setting string, ok bool) {
-	f := strings.Fields(command)
-	if len(f) != 6 || f[1] != "annotate" {
-		return "", "", false
+// annotate does what kubectl would: "kubectl annotate namespace NAME --overwrite
+// KEY=VALUE", or KEY- to take it away, or "service NAME -n NAMESPACE …".
+func (s *story) annotate(t *testing.T, words []string) {
+	t.Helper()
+	setting := strings.Trim(words[len(words)-1], "'")
+	change := func(annotations map[string]string) map[string]string {
+		annotations = maps.Clone(annotations)
+		if annotations == nil {
+			annotations = map[string]string{}
+		}
+		if key, gone := strings.CutSuffix(setting, "-"); gone {
+			delete(annotations, key)
+		} else {
+			key, value, _ := strings.Cut(setting, "=")
+			annotations[key] = value
+		}
+		return annotations
 	}
-	return f[3], f[5], true
+	done := false
+	switch {
+	case len(words) > 4 && words[2] == "namespace":
+		s.objects.Namespaces = slices.Clone(s.objects.Namespaces)
+		for i, n := range s.objects.Namespaces {
+			if n.Name == words[3] {
+				n, done = n.DeepCopy(), true
+				n.Annotations = change(n.Annotations)
+				s.objects.Namespaces[i] = n
+			}
+		}
+	case len(words) > 6 && words[2] == "service" && words[4] == "-n":
+		s.objects.Services = slices.Clone(s.objects.Services)
+		for i, o := range s.objects.Services {
+			if o.Name == words[3] && o.Namespace == words[5] {
+				o, done = o.DeepCopy(), true
+				o.Annotations = change(o.Annotations)
+				s.objects.Services[i] = o
+			}
+		}
+	}
+	if !done {
+		t.Fatalf("the change changes nothing: %q", words)
+	}
 }
