@@ -10,6 +10,7 @@ import (
 	"helm.sh/helm/v4/pkg/cli/values"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
+	"github.com/outrigger-mesh/outrigger/internal/ingest"
 	"github.com/outrigger-mesh/outrigger/internal/why"
 )
 
@@ -113,6 +114,8 @@ type asking struct {
 	vals            values.Options
 	output          string
 	systemNamespace string
+
+	problems []ingest.Problem // of the world that was read; never nil then
 }
 
 func (a *asking) addFlags(cmd *cobra.Command) {

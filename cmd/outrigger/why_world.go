@@ -79,11 +79,13 @@ func (a *asking) ofFiles(stdin io.Reader) (why.World, string, error) {
 	if err != nil {
 		return why.World{}, "", err
 	}
-	return newWorld(objs, found.Deployments, settings, opts), namespace, nil
+	return a.newWorld(objs, found.Deployments, settings, opts), namespace, nil
 }
 
-func newWorld(objs ingest.Objects, deployments []*appsv1.Deployment, settings injector.Settings, opts ingest.Options) why.World {
-	snap, _ := ingest.Build(objs, opts)
+// newWorld builds what outriggerd builds, and keeps what it cannot honour.
+func (a *asking) newWorld(objs ingest.Objects, deployments []*appsv1.Deployment, settings injector.Settings, opts ingest.Options) why.World {
+	snap, problems := ingest.Build(objs, opts)
+	a.problems = append([]ingest.Problem{}, problems...)
 	return why.World{
 		Snapshot: snap, Injector: settings,
 		Namespaces: objs.Namespaces, Pods: objs.Pods, Services: objs.Services, Deployments: deployments,
@@ -187,7 +189,7 @@ func (a *asking) ofCluster(ctx context.Context) (liveWorld, error) {
 		return liveWorld{}, err
 	}
 	settings := injector.Settings{SystemNamespace: a.systemNamespace, OSMMesh: chart.OSMMeshName, Redirect: chart.redirect()}
-	return liveWorld{World: newWorld(objs, nil, settings, opts), Reader: c}, nil
+	return liveWorld{World: a.newWorld(objs, nil, settings, opts), Reader: c}, nil
 }
 
 // policyReader reads the kinds of policy in the versions that the cluster has, as
