@@ -245,16 +245,22 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 		Cache: p.mgr.GetCache(), Owners: p.direct, Events: p.mgr.GetEventRecorder("outriggerd"),
 		Injector: settings, Log: p.log.WithName("reporter"),
 	})
+	statuses := controller.NewStatusWriter(controller.StatusWriter{
+		Cache: p.mgr.GetCache(), Client: p.direct, Members: p.lookup.Members, Served: p.served, Log: p.log.WithName("status"),
+	})
 	publisher := controller.NewPublisher(controller.PublisherConfig{
 		Cache: p.mgr.GetCache(),
 		Options: func(ctx context.Context) (ingest.Options, error) {
 			cidrs, err := p.cfg.ranges(ctx, p.mgr.GetCache())
 			return p.cfg.ingest(cidrs, p.trust.Bundle()), err
 		},
-		Also:     p.cfg.rangeKinds(),
-		Publish:  func(ctx context.Context, snap *mesh.Snapshot) error { return p.xds.Publish(ctx, snap) },
-		Problems: reporter.Problems,
-		Log:      p.log.WithName("publisher"), Metrics: metrics.Registry,
+		Also:    p.cfg.rangeKinds(),
+		Publish: func(ctx context.Context, snap *mesh.Snapshot) error { return p.xds.Publish(ctx, snap) },
+		Problems: func(problems []ingest.Problem) {
+			reporter.Problems(problems)
+			statuses.Problems(problems)
+		},
+		Log: p.log.WithName("publisher"), Metrics: metrics.Registry,
 	})
 	p.ready = append(p.ready, func() error {
 		if !publisher.Ready() {
@@ -262,7 +268,7 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 		}
 		return nil
 	})
-	return errors.Join(p.mgr.Add(reporter), p.mgr.Add(publisher))
+	return errors.Join(p.mgr.Add(reporter), p.mgr.Add(statuses), p.mgr.Add(publisher))
 }
 
 // serveHTTP serves handler at an address until ctx ends, with TLS when there is a

@@ -10,6 +10,10 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
+	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
+	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
 )
 
 // Changes come in bursts: a rollout touches pods and slices many times a second.
@@ -48,7 +52,7 @@ func (b burst) watch(ctx context.Context, from cache.Cache, kinds ...client.Obje
 		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 			AddFunc: func(any) { b.changed() },
 			UpdateFunc: func(before, after any) {
-				if !sameLabels(before, after) {
+				if !sameLabels(before, after) && !onlyStatus(before, after) {
 					b.changed()
 				}
 			},
@@ -69,6 +73,20 @@ func sameLabels(before, after any) bool {
 	b, ok := before.(*metav1.PartialObjectMetadata)
 	a, too := after.(*metav1.PartialObjectMetadata)
 	return ok && too && maps.Equal(b.Labels, a.Labels)
+}
+
+// onlyStatus reports whether an object of policy differs in nothing that is read from
+// it: its status is what we write ourselves.
+func onlyStatus(old, now any) bool {
+	switch now.(type) {
+	case *accessv1alpha3.TrafficTarget, *specsv1alpha4.HTTPRouteGroup, *specsv1alpha4.TCPRoute, *splitv1alpha4.TrafficSplit:
+	default:
+		return false
+	}
+	a, okA := old.(client.Object)
+	b, okB := now.(client.Object)
+	return okA && okB && a.GetUID() == b.GetUID() && a.GetGeneration() != 0 && a.GetGeneration() == b.GetGeneration() &&
+		maps.Equal(a.GetAnnotations(), b.GetAnnotations()) && maps.Equal(a.GetLabels(), b.GetLabels())
 }
 
 // gather waits for a change and then for quiet. It reports false when ctx ends.

@@ -45,15 +45,19 @@ func (r *Reporter) NeedLeaderElection() bool { return true }
 
 // Problems takes all problems of the newest snapshot. It never blocks: where the
 // Reporter does not run, or is behind, only the newest are kept.
-func (r *Reporter) Problems(problems []ingest.Problem) {
+func (r *Reporter) Problems(problems []ingest.Problem) { keepNewest(r.problems, problems) }
+
+// keepNewest puts problems into a channel that holds one list, in place of those that
+// nobody took.
+func keepNewest(into chan []ingest.Problem, problems []ingest.Problem) {
 	for {
 		select {
-		case r.problems <- problems:
+		case into <- problems:
 			return
 		default:
 		}
 		select {
-		case <-r.problems:
+		case <-into:
 		default:
 		}
 	}
