@@ -6,6 +6,7 @@ import (
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	statsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -83,7 +84,8 @@ func (e *encoder) countRefused(filter *accesslogv3.AccessLogFilter, f fields) *a
 }
 
 func (e *encoder) stats(filter *accesslogv3.AccessLogFilter, c *statsv3.Config) *accesslogv3.AccessLog {
-	c.StatPrefix = statsPrefix
+	// One scope for all loggers: the same labels are the same series.
+	c.StatsScope = &typev3.Scope{Prefix: statsPrefix, SharingName: statsPrefix}
 	return &accesslogv3.AccessLog{
 		Name: "envoy.access_loggers.stats", Filter: filter,
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: e.any(c)},
