@@ -18,7 +18,8 @@ func TestGroups(t *testing.T) {
 	}{
 		"Namespace": {
 			"all of its accounts, and none of a namespace whose name begins alike", "shop",
-			[]Identity{{"shop", "web"}, {"shop", "default"}}, []Identity{{"shop2", "web"}, {"sho", "p"}, {"web", "shop"}, {}},
+			[]Identity{{"shop", "web"}, {"shop", "default"}},
+			[]Identity{{"shop2", "web"}, {"sho", "p"}, {"web", "shop"}, {}},
 		},
 		"Everyone": {"nobody in particular included", Everyone, []Identity{{"shop", "web"}, {"a", "b"}, {}}, nil},
 		"Nobody":   {"the zero group", "", nil, []Identity{{"shop", "web"}, {}}},
@@ -55,31 +56,38 @@ func TestInboundPortPolicy(t *testing.T) {
 		want   InboundPort
 	}{
 		"AsTheNamespace": {
-			"without a policy of its own", WorkloadPort{Port: 80, Protocol: HTTP},
+			"without a policy of its own",
+			WorkloadPort{Port: 80, Protocol: HTTP},
 			InboundPort{Port: 80, Protocol: HTTP, Mode: Permissive, PlainText: true},
 		},
 		"Zero": {
-			"the zero policy is the strict one", WorkloadPort{Port: 80, Protocol: HTTP, Policy: &PortPolicy{}},
+			"the zero policy is the strict one",
+			WorkloadPort{Port: 80, Protocol: HTTP, Policy: &PortPolicy{}},
 			InboundPort{Port: 80, Protocol: HTTP},
 		},
 		"PlainTextNeedsPermissive": {
-			"a client without an identity can have no grant", WorkloadPort{Port: 80, Protocol: TCP, Policy: &PortPolicy{ModeBy: "Service shop/web", PlainText: true}},
+			"a client without an identity can have no grant",
+			WorkloadPort{Port: 80, Protocol: TCP, Policy: &PortPolicy{ModeBy: "Service shop/web", PlainText: true}},
 			InboundPort{Port: 80, Protocol: TCP, ModeBy: "Service shop/web"},
 		},
 		"HTTP": {
-			"every request of the callers, and no connection", WorkloadPort{Port: 80, Protocol: HTTP, Policy: &PortPolicy{Grants: []PortGrant{grant}}},
+			"every request of the callers, and no connection",
+			WorkloadPort{Port: 80, Protocol: HTTP, Policy: &PortPolicy{Grants: []PortGrant{grant}}},
 			InboundPort{Port: 80, Protocol: HTTP, Rules: []Rule{{Source: grant.Source, Match: all, Callers: grant.Callers, Groups: grant.Groups}}},
 		},
 		"TCP": {
-			"connections, and no request", WorkloadPort{Port: 80, Protocol: TCP, Policy: &PortPolicy{Grants: []PortGrant{grant}}},
+			"connections, and no request",
+			WorkloadPort{Port: 80, Protocol: TCP, Policy: &PortPolicy{Grants: []PortGrant{grant}}},
 			InboundPort{Port: 80, Protocol: TCP, Callers: grant.Callers, Groups: grant.Groups},
 		},
 		"Sniffed": {
-			"both", WorkloadPort{Port: 80, Policy: &PortPolicy{Grants: []PortGrant{grant}}},
+			"both",
+			WorkloadPort{Port: 80, Policy: &PortPolicy{Grants: []PortGrant{grant}}},
 			InboundPort{Port: 80, Callers: grant.Callers, Groups: grant.Groups, Rules: []Rule{{Source: grant.Source, Match: all, Callers: grant.Callers, Groups: grant.Groups}}},
 		},
 		"Nobody": {
-			"a grant of nobody makes no rule", WorkloadPort{Port: 80, Policy: &PortPolicy{Grants: []PortGrant{{Source: "Service shop/web allow-from"}}}},
+			"a grant of nobody makes no rule",
+			WorkloadPort{Port: 80, Policy: &PortPolicy{Grants: []PortGrant{{Source: "Service shop/web allow-from"}}}},
 			InboundPort{Port: 80},
 		},
 	}
