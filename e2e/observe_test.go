@@ -62,3 +62,78 @@ func TestDenialsAreExplainedInTheAccessLog(t *testing.T) {
 	// Whom no policy names is denied by its own proxy, which says so.
 	logged(t, s.stranger, map[string]string{"direction": "outbound", "caller": spiffe(s.callers, "stranger"), "status": "403"})
 }
+
+// TestMetricsNameBothSides is OSM's row 28 in our words: exactly five requests are
+// counted, at both sides, with who called whom and what came of it.
+func TestMetricsNameBothSides(t *testing.T) {
+	t.Parallel()
+	s := openShop(t)
+	outside := namespace(t, "outside", outsideMesh)
+	scraper := caller("scraper").run(t, outside)
+	apply(t, "%s---\n%s", routes(s.ns, "ok", "{name: ok, pathRegex: /ok}"), target(s.ns, "server", "HTTPRouteGroup/ok/ok", s.callers+"/friend"))
+	consecutive(t, s.friend, s.url("/ok"), "200", 5)
+	consecutive(t, s.friend, s.url("/admin"), "403", 5)
+
+	both := []string{`source="` + spiffe(s.callers, "friend") + `"`, `destination="` + spiffe(s.ns, "server") + `"`}
+	allowed := append([]string{`direction="inbound"`, `port="8080"`, `code="200"`, `decision="allowed"`, `tls="TLSv1.3"`, "TrafficTarget " + s.ns + "/server-ok"}, both...)
+	denied := append([]string{`direction="inbound"`, `port="8080"`, `code="403"`, `decision="denied"`, `reason="no grant matched"`, `policy="enforced`}, both...)
+	called := append([]string{`direction="outbound"`, `service="` + s.ns + `/server:8080"`, `code="200"`, `tls="TLSv1.3"`}, both...)
+	for name, side := range map[string]struct {
+		pod    corev1.Pod
+		path   string
+		code   string
+		labels []string
+	}{
+		"allowed, at the server": {s.server, "/ok", "200", allowed},
+		"denied, at the server":  {s.server, "/admin", "403", denied},
+		"at the caller":          {s.friend, "/ok", "200", called},
+	} {
+		before, err := counted(t.Context(), scraper, side.pod, side.labels)
+		if err != nil || before == 0 {
+			t.Errorf("%s: %d requests are counted with %v (%v)", name, before, side.labels, err)
+		}
+		load, err := cluster.Load(t.Context(), s.friend, s.url(side.path), "--requests=5")
+		if err == nil {
+			err = load.All(side.code)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		eventually(t, func(ctx context.Context) error {
+			after, err := counted(ctx, scraper, side.pod, side.labels)
+			if err == nil && after != before+5 {
+				err = fmt.Errorf("%s: %d requests are counted after %d and five more", name, after, before)
+			}
+			return err
+		})
+	}
+}
+
+// counted returns the sum of a pod's counters of requests with all those labels, as
+// a pod outside the mesh reads them.
+func counted(ctx context.Context, from, of corev1.Pod, labels []string) (int, error) {
+	result, err := cluster.Exec(ctx, from, from.Spec.Containers[0].Name,
+		"curl", "--silent", "--show-error", "--fail", "http://"+of.Status.PodIP+":15010/metrics")
+	if err != nil || result.Code != 0 {
+		return 0, fmt.Errorf("read the metrics: %s (%w)", result.Stderr, err)
+	}
+	sum := 0
+	for line := range strings.Lines(result.Stdout) {
+		if !strings.HasPrefix(line, "outrigger_requests_total{") {
+			continue
+		}
+		has := true
+		for _, label := range labels {
+			has = has && strings.Contains(line, label)
+		}
+		if !has {
+			continue
+		}
+		n := 0
+		if _, err := fmt.Sscan(line[strings.LastIndex(line, "}")+1:], &n); err != nil {
+			return 0, fmt.Errorf("read %s: %w", line, err)
+		}
+		sum += n
+	}
+	return sum, nil
+}
