@@ -234,7 +234,11 @@ func change(t *testing.T, c why.Change) (undo func()) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		setAnnotation(t, a, a.Value)
+		if a.Remove {
+			setAnnotation(t, a, nil)
+		} else {
+			setAnnotation(t, a, a.Value)
+		}
 		return func() { setAnnotation(t, a, nil) }
 	case len(c.Sources) == 0:
 		apply(t, "%s", c.YAML)

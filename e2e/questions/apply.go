@@ -29,21 +29,26 @@ func Servers(a why.CallAnswer) []string {
 type Annotation struct {
 	Kind, Namespace, Name string // Namespace is empty for a namespace itself
 	Key, Value            string
+	Remove                bool
 }
 
-// ReadCommand reads "kubectl [-n NAMESPACE] annotate KIND NAME --overwrite KEY=VALUE".
+// ReadCommand reads "kubectl annotate KIND NAME [-n NAMESPACE] --overwrite KEY=VALUE",
+// in quotes or without, or KEY- in its place.
 func ReadCommand(command string) (Annotation, error) {
 	words := strings.Fields(command)
 	a := Annotation{}
-	if len(words) > 3 && words[1] == "-n" {
-		a.Namespace = words[2]
-		words = slices.Delete(words, 1, 3)
+	if i := slices.Index(words, "-n"); i > 0 && i+1 < len(words) {
+		a.Namespace = words[i+1]
+		words = slices.Delete(words, i, i+2)
+	}
+	if len(words) == 5 && strings.HasSuffix(words[4], "-") {
+		return Annotation{Kind: words[2], Namespace: a.Namespace, Name: words[3], Key: strings.TrimSuffix(words[4], "-"), Remove: true}, nil
 	}
 	if len(words) != 6 || words[0] != "kubectl" || words[1] != "annotate" || words[4] != "--overwrite" {
 		return Annotation{}, fmt.Errorf("the command %q annotates nothing", command)
 	}
 	a.Kind, a.Name = words[2], words[3]
-	a.Key, a.Value, _ = strings.Cut(words[5], "=")
+	a.Key, a.Value, _ = strings.Cut(strings.Trim(words[5], "'"), "=")
 	return a, nil
 }
 
@@ -89,6 +94,10 @@ func annotate(objects manifest.Objects, command string) (manifest.Objects, error
 		return manifest.Objects{}, err
 	}
 	set := func(annotations *map[string]string) {
+		if a.Remove {
+			delete(*annotations, a.Key)
+			return
+		}
 		if *annotations == nil {
 			*annotations = map[string]string{}
 		}

@@ -64,9 +64,9 @@ func (p policy) call(from *corev1.Pod, f front, r request) outcome {
 	if !p.meshed(from) {
 		return p.past(f, r)
 	}
-	me := accountOf(from)
+	me := p.clientOf(from)
 	if !p.inMesh(f.Namespace) {
-		return p.leave(me, end{what: served, plain: true})
+		return p.leave(me.account, end{what: served, plain: true})
 	}
 	return p.through(me, f, r, nil)
 }
@@ -116,7 +116,7 @@ func (p policy) dial(from *corev1.Pod, address string, port int32, r request) ou
 	if !p.meshed(from) {
 		return outcome{p.plain(address, port, r): 1}
 	}
-	me := accountOf(from)
+	me := p.clientOf(from)
 	// The pods of headless Services are called so; an address of several belongs to
 	// the first by name and port.
 	headless := slices.DeleteFunc(slices.Clone(p.list), func(f front) bool { return !f.headless() || !p.inMesh(f.Namespace) })
@@ -129,12 +129,25 @@ func (p policy) dial(from *corev1.Pod, address string, port int32, r request) ou
 			return p.through(me, f, r, &endpoints[i])
 		}
 	}
-	return p.leave(me, p.plain(address, port, r))
+	if me.strict && p.refuses(address) {
+		return only(denied)
+	}
+	return p.leave(me.account, p.plain(address, port, r))
+}
+
+// refuses reports whether a Service of the mesh leads to a pod without a proxy at an
+// address, which strict callers do not call.
+func (p policy) refuses(address string) bool {
+	return slices.ContainsFunc(p.list, func(f front) bool {
+		return p.inMesh(f.Namespace) && slices.ContainsFunc(p.endpoints(f), func(e endpoint) bool {
+			return e.address == address && e.pod != nil && !p.meshed(e.pod)
+		})
+	})
 }
 
 // through is a call that the caller's proxy knows a Service port for. Dialled is the
 // endpoint whose address was called, of a headless Service.
-func (p policy) through(me account, f front, r request, dialled *endpoint) outcome {
+func (p policy) through(me client, f front, r request, dialled *endpoint) outcome {
 	may, own := p.reach(me, f)
 	split := p.split(f)
 	var shares []share
@@ -163,7 +176,7 @@ func (p policy) isFor(s *splitv1alpha4.TrafficSplit, r request) bool {
 
 // share shares a call out among the backends of a split, by weight. Connections
 // go to backends that have somebody; requests are answered 503 by those that have not.
-func (p policy) share(me account, apex front, shares []share, r request, dialled *endpoint) outcome {
+func (p policy) share(me client, apex front, shares []share, r request, dialled *endpoint) outcome {
 	if protocol(apex.port) == "tcp" {
 		shares = slices.DeleteFunc(shares, func(s share) bool { return len(s.endpoints) == 0 })
 	}
@@ -192,12 +205,14 @@ func (p policy) share(me account, apex front, shares []share, r request, dialled
 
 // spread sends a call to the endpoints of one Service port, and asks each who is
 // let in.
-func (p policy) spread(me account, may bool, f front, endpoints []endpoint, r request) outcome {
+func (p policy) spread(me client, may bool, f front, endpoints []endpoint, r request) outcome {
 	endpoints = live(endpoints)
 	switch {
 	case !may && !p.unserved(f):
 		return only(denied)
-	case len(endpoints) == 0 && p.permissive(f.Namespace) && len(p.endpoints(f)) > 0:
+	case len(endpoints) == 0 && slices.ContainsFunc(p.endpoints(f), func(e endpoint) bool {
+		return e.pod == nil && p.at(f.Namespace, e.address, e.port).permissive
+	}):
 		return only(denied) // there is only what somebody wrote down, outside the mesh
 	case len(endpoints) == 0:
 		return only(unavailable)
@@ -208,7 +223,7 @@ func (p policy) spread(me account, may bool, f front, endpoints []endpoint, r re
 		where := p.plain(e.address, e.port, r)
 		if e.pod != nil && p.meshed(e.pod) {
 			where.plain, where.what = false, served
-			if !p.serves(e.pod, e.port, knock{as: me, asTCP: asTCP, request: r}) {
+			if !p.serves(e.pod, e.port, knock{as: me.account, asTCP: asTCP, request: r}) {
 				where.what = denied
 			}
 		}

@@ -155,7 +155,10 @@ func (p policy) annotation(namespace, key string) (string, bool) {
 	for _, n := range p.Namespaces {
 		if n.Name == namespace {
 			value, ok := n.Annotations["outrigger.dev/"+key]
-			return strings.ToLower(value), ok
+			if key != "allow-from" { // names, in which case matters
+				value = strings.ToLower(value)
+			}
+			return value, ok
 		}
 	}
 	return "", false
@@ -178,13 +181,6 @@ func (p policy) permissive(namespace string) bool {
 func (p policy) mayLeave(namespace string) bool {
 	word, said := p.annotation(namespace, "egress")
 	return said && word == "allow" || !said && p.egress
-}
-
-// takesPlainText reports whether pods of a namespace let clients in that have no
-// proxy: only where both are permissive.
-func (p policy) takesPlainText(namespace string) bool {
-	word, _ := p.annotation(namespace, "mtls")
-	return word == "permissive" && p.permissive(namespace)
 }
 
 func hasSidecar(p *corev1.Pod) bool {
@@ -340,15 +336,16 @@ type knock struct {
 // the boundary: whatever a client's proxy is made to do, this holds.
 func (p policy) serves(pod *corev1.Pod, port int32, k knock) bool {
 	proto, served := p.speaks(pod, port)
+	holds := p.on(pod, port)
 	readsHTTP := proto == "http" || proto == "" && !k.asTCP && k.as != account{}
 	switch {
-	case !served || k.as == account{} && !p.takesPlainText(pod.Namespace):
+	case !served || k.as == account{} && !holds.plainText:
 		return false
 	case readsHTTP && (k.tcp || k.seen == ""):
 		// A plain connection to a declared port may be the application's own TLS, but
 		// it is not here.
 		return false
-	case p.permissive(pod.Namespace):
+	case holds.permissive || holds.lets(k.as):
 		return true
 	}
 	return slices.ContainsFunc(p.grants, func(g grant) bool {
@@ -424,39 +421,6 @@ func live(in []endpoint) []endpoint {
 	return out
 }
 
-// reach returns whether a caller may call a Service port at all, and which of its
-// endpoints.
-func (p policy) reach(caller account, f front) (bool, []endpoint) {
-	all := p.endpoints(f)
-	if p.permissive(f.Namespace) {
-		// To call what somebody wrote down is to leave the mesh.
-		out := slices.DeleteFunc(all, func(e endpoint) bool { return e.pod == nil && (f.headless() || !p.mayLeave(caller.namespace)) })
-		return true, out
-	}
-	// Who may call a port of one of its servers is told of the Service before that
-	// server has an endpoint.
-	var ports []int32
-	for _, pod := range p.behind(f) {
-		ports = append(ports, targetPort(f.port, pod))
-	}
-	for _, e := range all {
-		ports = append(ports, e.port)
-	}
-	may := slices.ContainsFunc(p.behind(f), func(pod *corev1.Pod) bool {
-		return slices.ContainsFunc(ports, func(port int32) bool {
-			return port != 0 && p.opens(caller, accountOf(pod), port, protocol(f.port))
-		})
-	})
-	if p.unserved(f) {
-		may = p.mayOnceServed(caller, f)
-	}
-	// In an enforced namespace what has no proxy gets nothing: it could not tell who
-	// calls.
-	return may, slices.DeleteFunc(all, func(e endpoint) bool {
-		return e.pod == nil || !p.meshed(e.pod) || !p.opens(caller, accountOf(e.pod), e.port, protocol(f.port))
-	})
-}
-
 // unserved reports whether a Service selects pods and there is none, as after it was
 // scaled to zero. Its callers keep their way to it; see mayOnceServed.
 func (p policy) unserved(f front) bool {
@@ -468,6 +432,9 @@ func (p policy) unserved(f front) bool {
 // mayOnceServed reports whether a caller has a grant in a Service's namespace that could
 // be for its first pod, whatever account and, where the port is named, port that has.
 func (p policy) mayOnceServed(caller account, f front) bool {
+	if p.rule([]front{f}, nil).lets(caller) {
+		return true
+	}
 	return slices.ContainsFunc(p.grants, func(g grant) bool {
 		ports := append(slices.Clone(g.ports), 0)
 		if f.port.TargetPort.Type == intstr.Int {
@@ -523,7 +490,7 @@ type share struct {
 // backends returns the backends of a split for one port of its apex. What is
 // missing, has another protocol or may not be called is left out, and what nobody
 // serves now; awaited says that there is such a one.
-func (p policy) backends(caller account, s *splitv1alpha4.TrafficSplit, apex front) (out []share, awaited bool) {
+func (p policy) backends(who client, s *splitv1alpha4.TrafficSplit, apex front) (out []share, awaited bool) {
 	for _, f := range p.list {
 		if f.Namespace != apex.Namespace || f.port.Port != apex.port.Port {
 			continue
@@ -537,10 +504,10 @@ func (p policy) backends(caller account, s *splitv1alpha4.TrafficSplit, apex fro
 		if f.Name != apex.Name && (f.headless() || (protocol(f.port) == "tcp") != (protocol(apex.port) == "tcp")) {
 			continue
 		}
-		may, endpoints := p.reach(caller, f)
+		may, endpoints := p.reach(who, f)
 		switch {
 		case !named || !may:
-		case p.unserved(f) && !p.permissive(f.Namespace):
+		case p.unserved(f) && !first(p.mode(f)):
 			awaited = true
 		default:
 			out = append(out, share{weight, endpoints, f})
@@ -548,3 +515,5 @@ func (p policy) backends(caller account, s *splitv1alpha4.TrafficSplit, apex fro
 	}
 	return out, awaited
 }
+
+func first[T, U any](v T, _ U) T { return v }

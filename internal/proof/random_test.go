@@ -110,12 +110,18 @@ func (d dice) namespace(name string) *corev1.Namespace {
 		{"outrigger.dev/traffic-policy", []string{"permissive", "enforced", "Enforced", "maybe"}},
 		{"outrigger.dev/egress", []string{"allow", "deny", ""}},
 		{"outrigger.dev/mtls", []string{"permissive", "permissive", "strict", "off"}},
+		{"outrigger.dev/allow-from", callers()},
 	} {
-		if d.chance(50) {
+		if d.chance(40) {
 			n.Annotations[k.key] = pick(d, k.values...)
 		}
 	}
 	return n
+}
+
+// callers are values of allow-from, some with words that allow nobody.
+func callers() []string {
+	return []string{"a", "b/*", "a/one", "*", "", "b/default, a/two", "A, b", "a/one/two", "out,b/one", "*/one"}
 }
 
 func (d dice) pod(a actor) *corev1.Pod {
@@ -131,6 +137,9 @@ func (d dice) pod(a actor) *corev1.Pod {
 	p.Spec.Containers = []corev1.Container{app}
 	if a.sidecar {
 		p.Spec.InitContainers = []corev1.Container{{Name: "outrigger-proxy", RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}}
+	}
+	if d.chance(15) {
+		p.Annotations = map[string]string{"outrigger.dev/mtls": pick(d, "strict", "permissive")}
 	}
 	if !d.real && d.chance(4) {
 		p.Status.Phase = pick(d, corev1.PodSucceeded, corev1.PodFailed, corev1.PodPending)
@@ -148,6 +157,16 @@ func (d dice) service(ns string, n int, address string) *corev1.Service {
 	s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
 	s.Spec.Selector = pick(d, map[string]string{"app": "x"}, map[string]string{"app": "y"}, map[string]string{"role": "front"},
 		map[string]string{"app": "x", "role": "back"}, map[string]string{"app": "z"}, nil)
+	s.Annotations = map[string]string{}
+	if d.chance(20) {
+		s.Annotations["outrigger.dev/traffic-policy"] = pick(d, "permissive", "enforced", "perhaps")
+	}
+	if d.chance(20) {
+		s.Annotations["outrigger.dev/mtls"] = pick(d, "permissive", "strict", "strict,80=permissive", "9000=permissive", "permissive,81=strict", "80=maybe")
+	}
+	if d.chance(25) {
+		s.Annotations["outrigger.dev/allow-from"] = pick(d, callers()...)
+	}
 	for _, port := range some(d, 3, 80, 81, 9000, 3306) {
 		p := corev1.ServicePort{Port: int32(port), Name: pick(d, "http-", "http-", "tcp-", "grpc-", "mysql-", "p-") + fmt.Sprint(port), TargetPort: intstr.FromInt32(pick(d, podPorts()...))}
 		if d.chance(20) {

@@ -21,7 +21,7 @@ var (
 )
 
 // usualMeshes is how many are compared with package why in a few seconds.
-const usualMeshes = 150
+const usualMeshes = 100
 
 // A place is what is called: a Service port by its name, or an address.
 type place struct {
@@ -194,21 +194,32 @@ func askWhy(c cluster) (calls int, fault string) {
 // takes a Snapshot of its own.
 const adviceEach = 7
 
-// follow makes the change that package why proposes and says why the call is still
-// denied, or nothing.
+// mostChanges is how many changes may have to follow each other: one proxy after the
+// other may be in the way, and an answer is about the first.
+const mostChanges = 3
+
+// follow makes the changes that package why proposes, and says why a call is still
+// denied when it proposes the last, or nothing. It stops where none can be applied.
 func (c cluster) follow(w why.World, from *corev1.Pod, to place, r request, a why.CallAnswer) string {
-	if a.Verdict == why.Allowed || a.Change == nil || a.Change.Command == "" && a.Change.YAML == "" {
-		return ""
+	for range mostChanges {
+		if a.Verdict == why.Allowed || a.Change == nil || a.Change.Command == "" && a.Change.YAML == "" {
+			return ""
+		}
+		changed, err := questions.Apply(manifest.Objects{Objects: c.Objects}, *a.Change)
+		if err != nil {
+			return err.Error()
+		}
+		c.Objects = changed.Objects
+		w.Snapshot, w.Namespaces, w.Services = c.build(""), c.Namespaces, c.Services
+		if a, err = w.Call(question(from, to, r)); err != nil {
+			return err.Error()
+		}
+		if difference := newPolicy(c).differs(newPolicy(c).expect(from, to, r), a); difference != "" {
+			return "with the change that is proposed " + difference + "\n" + a.Text()
+		}
 	}
-	changed, err := questions.Apply(manifest.Objects{Objects: c.Objects}, *a.Change)
-	if err != nil {
-		return err.Error()
-	}
-	c.Objects = changed.Objects
-	w.Snapshot, w.Namespaces, w.Services = c.build(""), c.Namespaces, c.Services
-	again, err := w.Call(question(from, to, r))
-	if p := newPolicy(c); err != nil || again.Verdict != why.Allowed || p.expect(from, to, r).has(denied) {
-		return fmt.Sprintf("with the change that is proposed why says %s (%v), and by the rules it is %s\n%s\n%s", again.Verdict, err, p.expect(from, to, r), again.Text(), a.Change.YAML)
+	if a.Verdict != why.Allowed {
+		return "with all changes that are proposed it is still denied\n" + a.Text()
 	}
 	return ""
 }
