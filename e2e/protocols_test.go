@@ -11,14 +11,6 @@ import (
 	"github.com/outrigger-mesh/outrigger/e2e/harness"
 )
 
-// grpcServer answers gRPC at port 8079, which nothing but the Service declares.
-func grpcServer(name string, flags ...string) app {
-	return app{
-		name: name, args: append([]string{"grpc-health", "--port=8079", "--identity=" + name}, flags...),
-		ports: map[string]int32{"own": 8079},
-	}
-}
-
 // TestEveryProtocolPasses holds connections of each protocol that a policy allows,
 // and wants the denial that fits the protocol once it does not: OSM's rows 14 (gRPC)
 // and 15 (TLS of the application's own, passed through as TCP), and HTTP/1.1,

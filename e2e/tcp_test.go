@@ -127,8 +127,10 @@ spec:
 		withdraw(t, target(ns, db.name, "TCPRoute/"+db.name, callers+"/client"))
 		for _, address := range db.addresses(ns) {
 			eventually(t, func(ctx context.Context) error {
-				if out, err := db.ask(ctx, pods[0], address); err != nil || strings.Contains(out, "42") {
-					return fmt.Errorf("%s still answers: %s (%v)", db.name, out, err)
+				if out, err := db.ask(ctx, pods[0], address); err != nil {
+					return err
+				} else if strings.Contains(out, "42") {
+					return fmt.Errorf("%s still answers: %s", db.name, out)
 				}
 				return nil
 			})

@@ -9,9 +9,7 @@
 //	ingest      PURE   Kubernetes and SMI objects -> Snapshot and Problems
 //	xds         PURE   View -> encoded Envoy resources, and their differences
 //	why         PURE   a call or a pod -> the verdict, its reason, what to change
-//	manifest    PURE   YAML -> the objects that ingest reads
 //	manifest    PURE   YAML -> the objects that ingest reads, without a cluster
-//	why         PURE   a question about a call or a pod -> the verdict
 //	iptables    PURE   redirect settings -> iptables-restore text
 //	signing            the call by which an agent gets its certificate
 //	api                the SMI kinds: types and deep copies

@@ -101,7 +101,7 @@ func (c *keptCaller) over(ctx context.Context, until time.Time) (r reply, unsent
 		}
 		c.kept = opened
 	}
-	resp, err := c.exchange(ctx, until)
+	resp, err := c.exchange(ctx, until) //nolint:bodyclose // read closes it
 	if err != nil {
 		c.close()
 		return reply{Err: err, Reused: r.Reused}, r.Reused && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF))

@@ -92,7 +92,7 @@ func (q *request) do(ctx context.Context, client *http.Client) (r reply) {
 	if err != nil {
 		return reply{Err: err}
 	}
-	resp, err := client.Do(req)
+	resp, err := client.Do(req) //nolint:bodyclose // read closes it
 	if err != nil {
 		r.Err = err
 		return r

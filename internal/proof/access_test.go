@@ -179,11 +179,25 @@ func (p policy) reach(who client, f front) (bool, []endpoint) {
 		mode, _ := p.mode(f)
 		return mode || p.mayOnceServed(who.account, f), usable
 	}
-	unmeshed := slices.ContainsFunc(all, func(e endpoint) bool { return e.pod != nil && !p.meshed(e.pod) })
-	if mode, _ := p.mode(f); len(usable) > 0 || mode && (!(who.strict && unmeshed) || len(p.behind(f)) > 0) {
+	if len(usable) > 0 || p.everyoneFinds(who, f, all) {
 		return true, usable
 	}
 	return p.mayFind(who.account, f, all), usable
+}
+
+// everyoneFinds reports whether a Service says itself, or by its namespace, that
+// everyone may call it. Where its pods serve another Service on the same port that is
+// stricter, that one's word holds.
+func (p policy) everyoneFinds(who client, f front, all []endpoint) bool {
+	if permissive, _ := p.mode(f); !permissive {
+		return false
+	}
+	pods := slices.DeleteFunc(p.behind(f), func(pod *corev1.Pod) bool { return targetPort(f.port, pod) == 0 })
+	if len(pods) > 0 {
+		return slices.ContainsFunc(pods, func(pod *corev1.Pod) bool { return p.on(pod, targetPort(f.port, pod)).permissive })
+	}
+	unmeshed := slices.ContainsFunc(all, func(e endpoint) bool { return e.pod != nil && !p.meshed(e.pod) })
+	return !who.strict || !unmeshed || len(p.behind(f)) > 0
 }
 
 // mayFind reports whether a caller may call a port of one of a Service's servers, which

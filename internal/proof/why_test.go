@@ -21,7 +21,7 @@ var (
 )
 
 // usualMeshes is how many are compared with package why in a few seconds.
-const usualMeshes = 100
+const usualMeshes = 300
 
 // A place is what is called: a Service port by its name, or an address.
 type place struct {

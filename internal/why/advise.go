@@ -161,7 +161,7 @@ func (c *call) advise(servers []serverPort) {
 // of a port of its pods than the Service whose word holds, or nothing.
 func (c *call) declaredTwice(servers []serverPort) string {
 	for _, s := range servers {
-		if held, ok := c.held(s); ok && held != s.protocol && !(held.IsHTTP() && s.protocol.IsHTTP()) {
+		if held, ok := c.held(s); ok && held != s.protocol && (!held.IsHTTP() || !s.protocol.IsHTTP()) {
 			return fmt.Sprintf("Two Services lead to port %d of the pods of %s, and declare it differently (%s holds, not %s). Give both the same protocol: name their ports alike, or set their appProtocol.",
 				s.port, s.identity, protocolName(held), protocolName(s.protocol))
 		}
