@@ -114,7 +114,7 @@ func (e *encoder) serviceListener(b *mesh.Bundle, name, to string, addresses []n
 	case b.Protocol == mesh.TCP:
 		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.opaque(b, to, f)...)}
 	default:
-		e.sniff(l)
+		e.sniff(l, sniffTimeout)
 		http := chain("http", e.outboundHTTP(to, f))
 		http.FilterChainMatch = &listenerv3.FilterChainMatch{ApplicationProtocols: plainHTTP()}
 		l.FilterChains = []*listenerv3.FilterChain{http}
@@ -123,10 +123,11 @@ func (e *encoder) serviceListener(b *mesh.Bundle, name, to string, addresses []n
 	return l
 }
 
-// sniff makes a listener tell HTTP from other protocols.
-func (e *encoder) sniff(l *listenerv3.Listener) {
+// sniff makes a listener tell HTTP from other protocols, as long as its client may
+// stay silent.
+func (e *encoder) sniff(l *listenerv3.Listener, silence time.Duration) {
 	l.ListenerFilters = append(l.ListenerFilters, e.listenerFilter("envoy.filters.listener.http_inspector", &inspectorv3.HttpInspector{}))
-	l.ListenerFiltersTimeout = durationpb.New(sniffTimeout)
+	l.ListenerFiltersTimeout = durationpb.New(silence)
 	l.ContinueOnListenerFiltersTimeout = true
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -130,6 +131,11 @@ func (e *encoder) rememberAddress() *listenerv3.Filter {
 	})
 }
 
+// deniedTimeout is how long a client may stay silent where it is denied, before it is
+// closed instead of told why. Nobody waits here who is allowed, and a client on a
+// busy machine needs more than a moment to say its first word.
+const deniedTimeout = 2 * time.Second
+
 // A deadEnd is where a call ends that may not be made.
 type deadEnd struct{ name, why string }
 
@@ -162,7 +168,7 @@ func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listene
 		DefaultFilterChain: chain("tcp", e.tcpProxy(outboundName, closedName, e.tcpLog(f), e.countRefused(nil, f))),
 		TrafficDirection:   corev3.TrafficDirection_OUTBOUND,
 	}
-	e.sniff(l)
+	e.sniff(l, deniedTimeout)
 	return l
 }
 
