@@ -66,17 +66,29 @@ func TestLegacyIptables(t *testing.T) {
 	}
 }
 
+// TestUsersCA wants outriggerd to be told of a Secret, and to have the right to
+// read that one and not another.
+func TestUsersCA(t *testing.T) {
+	for secret, want := range map[string]string{"": "[outrigger-ca, outrigger-webhook-ca]", "mine": "[mine, outrigger-webhook-ca]"} {
+		chart, _, err := runCommand(t, "", "install", "--dry-run", "--set", "certificates.builtIn.secret="+secret)
+		if err != nil || !strings.Contains(chart, "--ca-secret="+secret+"\n") || !strings.Contains(chart, "resourceNames: "+want) {
+			t.Errorf("secret %q: outriggerd is not told, or may not read it (%v)", secret, err)
+		}
+	}
+}
+
 // TestSlipsInValues wants an error where a value would otherwise do nothing.
 func TestSlipsInValues(t *testing.T) {
 	for set, want := range map[string]string{
-		"traficPolicy=enforced":            "traficPolicy",
-		"trafficPolicy=closed":             "'permissive', 'enforced'",
-		"egress=false":                     "'allow', 'deny'",
-		"proxy.cpulimit=1":                 "cpulimit",
-		"proxy.concurrency=1000":           "concurrency",
-		"exclusions.inboundPorts={70000}":  "inboundPorts",
-		"clusterTrustBundle=always":        "'auto', 'never'",
-		"webhook.certManager.enabled=true": "webhook.certManager.issuerRef.name is empty",
+		"traficPolicy=enforced":             "traficPolicy",
+		"trafficPolicy=closed":              "'permissive', 'enforced'",
+		"egress=false":                      "'allow', 'deny'",
+		"proxy.cpulimit=1":                  "cpulimit",
+		"proxy.concurrency=1000":            "concurrency",
+		"exclusions.inboundPorts={70000}":   "inboundPorts",
+		"clusterTrustBundle=always":         "'auto', 'never'",
+		"certificates.builtIn.secret=My_CA": "certificates/builtIn/secret",
+		"webhook.certManager.enabled=true":  "webhook.certManager.issuerRef.name is empty",
 	} {
 		_, _, err := runCommand(t, "", "install", "--dry-run", "--set", set)
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -22,6 +22,7 @@ type config struct {
 	namespace                                 string
 	trafficPolicy, egress                     string
 	clusterTrustBundle                        string
+	caSecret                                  string
 	serviceCIDRs                              prefixes
 
 	proxy    proxyConfig
@@ -67,6 +68,7 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.Var(&c.serviceCIDRs, "service-cidrs", "ranges of ClusterIPs (default: asked from the API server)")
 	f.StringVar(&c.clusterTrustBundle, "cluster-trust-bundle", "auto", "auto or never: whether pods get the roots as a ClusterTrustBundle where all nodes can")
 	f.DurationVar(&c.leaf, "workload-certificate-duration", 24*time.Hour, "how long a workload's certificate is valid")
+	f.StringVar(&c.caSecret, "ca-secret", "", "Secret in the system namespace with a root or intermediate of yours; empty: the mesh makes its own in outrigger-ca")
 	f.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 
 	f.StringVar(&c.proxy.image, "proxy-image", "", "image of the sidecar")
@@ -124,6 +126,12 @@ func (c config) validate() error {
 	name("mesh", c.mesh)
 	name("trust-domain", c.trustDomain)
 	name("cluster-domain", c.clusterDomain)
+	if c.caSecret != "" {
+		name("ca-secret", c.caSecret)
+	}
+	if _, err := netip.ParseAddr(c.trustDomain); err == nil {
+		errs = append(errs, fmt.Errorf("--trust-domain is %q; an address is not allowed, because certificates cannot be constrained to it", c.trustDomain))
+	}
 	oneOf("traffic-policy", c.trafficPolicy, "permissive", "enforced")
 	oneOf("egress", c.egress, "allow", "deny")
 	oneOf("cluster-trust-bundle", c.clusterTrustBundle, "auto", "never")

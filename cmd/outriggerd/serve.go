@@ -57,6 +57,7 @@ type plane struct {
 	issuer identity.Issuer
 	trust  identity.Trust
 	bundle string // name of the ClusterTrustBundle that pods mount; empty for the ConfigMap
+	roots  rootsSignals
 	xds    *server.Server
 	served []api.Served // the kinds of policy, as the cluster has them
 	// ready are what must be fulfilled before this replica is sent anything.
@@ -70,7 +71,7 @@ func serve(ctx context.Context, cfg config, log logr.Logger) error {
 	if err != nil {
 		return fmt.Errorf("find the cluster: %w", err)
 	}
-	p := &plane{cfg: cfg, log: log}
+	p := &plane{cfg: cfg, log: log, roots: newRootsSignals()}
 	for _, wire := range []func(context.Context, *rest.Config) error{p.wireManager, p.wireIdentity, p.wireServer, p.wirePublisher, p.wireWebhook, p.wireHealth} {
 		if err := wire(ctx, restConfig); err != nil {
 			return err
@@ -149,58 +150,6 @@ func (p *plane) wireManager(_ context.Context, restConfig *rest.Config) error {
 	return nil
 }
 
-// wireIdentity opens the mesh's CA, which is made at the first start, and keeps
-// the roots where pods find them.
-func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
-	home := identity.Home{Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh}
-	ca, err := identity.OpenCA(ctx, home, p.cfg.trustDomain)
-	if err != nil {
-		return err
-	}
-	p.issuer = ca
-	p.trust = identity.Trust{Home: home, Issuer: ca}
-	if p.cfg.clusterTrustBundle == "auto" {
-		if p.bundle, err = p.clusterBundle(ctx, home); err != nil {
-			p.log.Info("pods get the roots from ConfigMaps", "reason", err.Error())
-		}
-	}
-	return p.mgr.Add(&controller.TrustKeeper{
-		Cache: p.mgr.GetCache(), Members: p.lookup.Members, Log: p.log.WithName("trust"),
-		Sync: p.syncTrust,
-	})
-}
-
-// clusterBundle writes the mesh's ClusterTrustBundle before any pod asks for it,
-// and returns its name; empty where nodes do not mount it.
-func (p *plane) clusterBundle(ctx context.Context, home identity.Home) (string, error) {
-	can, err := home.MountsClusterBundles(ctx)
-	if err != nil || !can {
-		return "", err
-	}
-	if _, err := p.trust.SyncClusterBundle(ctx); err != nil {
-		return "", err
-	}
-	return home.ClusterBundle(), nil
-}
-
-// syncTrust makes the roots what they should be wherever pods find them, and says
-// what it changed.
-func (p *plane) syncTrust(ctx context.Context, namespaces []string) ([]string, error) {
-	changes, err := p.trust.Sync(ctx, namespaces)
-	var told []string
-	for _, change := range changes {
-		told = append(told, change.Namespace+" "+string(change.Action))
-	}
-	if p.bundle == "" {
-		return told, err
-	}
-	wrote, bundleErr := p.trust.SyncClusterBundle(ctx)
-	if wrote {
-		told = append(told, "ClusterTrustBundle "+p.bundle)
-	}
-	return told, errors.Join(err, bundleErr)
-}
-
 // wireServer serves xDS and signing.
 func (p *plane) wireServer(ctx context.Context, restConfig *rest.Config) error {
 	serving, err := identity.NewServing(ctx, p.issuer, p.cfg.namespace, p.cfg.trustDomain, p.cfg.leaf)
@@ -255,6 +204,7 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 			return p.cfg.ingest(cidrs, p.trust.Bundle()), err
 		},
 		Also:    p.cfg.rangeKinds(),
+		Changed: p.roots.publisher,
 		Publish: func(ctx context.Context, snap *mesh.Snapshot) error { return p.xds.Publish(ctx, snap) },
 		Problems: func(problems []ingest.Problem) {
 			reporter.Problems(problems)

@@ -118,3 +118,16 @@ func TestReplaceFile(t *testing.T) {
 		t.Errorf("files were left behind: %v %v", entries, err)
 	}
 }
+
+// TestRenewalFollowsTheWholeChain wants an intermediate that ends before its
+// leaf to decide when the next certificate is asked for.
+func TestRenewalFollowsTheWholeChain(t *testing.T) {
+	now := time.Now()
+	leaf, intermediate := &x509.Certificate{NotAfter: now.Add(24 * time.Hour)}, &x509.Certificate{NotAfter: now.Add(time.Hour)}
+	if got := end([]*x509.Certificate{leaf, intermediate}); !got.Equal(intermediate.NotAfter) {
+		t.Errorf("the chain ends at %s; want the intermediate's end, %s", got, intermediate.NotAfter)
+	}
+	if got := end([]*x509.Certificate{leaf}); !got.Equal(leaf.NotAfter) {
+		t.Errorf("the chain ends at %s; want the leaf's end, %s", got, leaf.NotAfter)
+	}
+}

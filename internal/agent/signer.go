@@ -153,7 +153,13 @@ func (s signer) check(response *signing.SignResponse, key *ecdsa.PrivateKey, tru
 	}
 	var keyText bytes.Buffer
 	encode(&keyText, "PRIVATE KEY", der)
-	return &signed{key: keyText.Bytes(), chain: text.Bytes(), roots: response.GetRoots(), notAfter: leaf.NotAfter}, nil
+	return &signed{key: keyText.Bytes(), chain: text.Bytes(), roots: response.GetRoots(), notAfter: end(chain)}, nil
+}
+
+// end is when a chain ends: it is worth nothing without each of its certificates.
+func end(chain []*x509.Certificate) time.Time {
+	first := slices.MinFunc(chain, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+	return first.NotAfter
 }
 
 // A token is the path of a service account token, which the kubelet replaces

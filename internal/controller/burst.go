@@ -113,3 +113,16 @@ func (b burst) gather(ctx context.Context) bool {
 		}
 	}
 }
+
+// follow passes signals of somebody else on until ctx ends. The channel may be
+// nil.
+func (b burst) follow(ctx context.Context, signals <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+			b.changed()
+		}
+	}
+}

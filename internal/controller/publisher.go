@@ -24,7 +24,7 @@ import (
 )
 
 // A PublisherConfig says what a Publisher reads and where it publishes to. All
-// fields but Also are required.
+// fields but Also and Changed are required.
 type PublisherConfig struct {
 	Cache cache.Cache
 	// Options are read at each build; roots and service ranges change while the
@@ -32,6 +32,8 @@ type PublisherConfig struct {
 	Options func(context.Context) (ingest.Options, error)
 	// Also are further kinds whose changes matter, because Options reads them.
 	Also []client.Object
+	// Changed says that Options would return something else from now on.
+	Changed <-chan struct{}
 	// Publish takes the new snapshot. Its error is logged; it must keep serving
 	// what is good.
 	Publish func(context.Context, *mesh.Snapshot) error
@@ -93,6 +95,7 @@ func (p *Publisher) Start(ctx context.Context) error {
 	if !p.cfg.Cache.WaitForCacheSync(ctx) {
 		return ctx.Err()
 	}
+	go changes.follow(ctx, p.cfg.Changed)
 	changes.changed()
 	for changes.gather(ctx) {
 		if err := p.publish(ctx); err != nil {

@@ -14,7 +14,8 @@ const again = 5 * time.Second
 
 // A TrustKeeper keeps the mesh's roots in the namespaces of the mesh: it looks at
 // them whenever a namespace or one of the ConfigMaps changes, and puts back what
-// somebody changed. It runs in the elected replica only. All fields are required.
+// somebody changed. It runs in the elected replica only. All fields but Changed are
+// required.
 type TrustKeeper struct {
 	// Cache has namespaces, and of ConfigMaps only those with the roots.
 	Cache cache.Cache
@@ -22,7 +23,9 @@ type TrustKeeper struct {
 	Members func(context.Context) ([]string, error)
 	// Sync makes the roots what they should be and says what it changed.
 	Sync func(ctx context.Context, namespaces []string) (changed []string, err error)
-	Log  logr.Logger
+	// Changed says that Sync would write something else from now on.
+	Changed <-chan struct{}
+	Log     logr.Logger
 }
 
 // NeedLeaderElection is true: one replica writes.
@@ -36,6 +39,7 @@ func (k *TrustKeeper) Start(ctx context.Context) error {
 		return err
 	}
 	defer stop()
+	go changes.follow(ctx, k.Changed)
 	changes.changed()
 	for changes.gather(ctx) {
 		namespaces, err := k.Members(ctx)

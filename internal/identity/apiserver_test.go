@@ -3,16 +3,20 @@
 package identity
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"regexp"
+	"strings"
 	"testing"
 	"time"
 
+	"helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/chart/common/util"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/engine"
+	"helm.sh/helm/v4/pkg/strvals"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -55,16 +59,13 @@ func admin(t testing.TB) client.Client {
 }
 
 // newHome makes a system namespace of that name, and in it outriggerd with the
-// rights that the chart gives it and no others. The name is the mesh's too.
-func newHome(t *testing.T, name string) (Home, *kubernetes.Clientset) {
+// rights that the chart gives it and no others. The name is the mesh's too. The
+// values are for the chart, each of the form a.b.c=value.
+func newHome(t *testing.T, name string, values ...string) (Home, *kubernetes.Clientset) {
 	t.Helper()
 	namespace(t, name, nil)
-	grant(t, name)
-	config := rest.CopyConfig(apiServer.Config)
-	config.Impersonate = rest.ImpersonationConfig{
-		UserName: "system:serviceaccount:" + name + ":outriggerd",
-		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + name, "system:authenticated"},
-	}
+	grant(t, name, values)
+	config := outriggerd(name)
 	c, err := client.New(config, client.Options{})
 	must(t, err)
 	set, err := kubernetes.NewForConfig(config)
@@ -72,21 +73,35 @@ func newHome(t *testing.T, name string) (Home, *kubernetes.Clientset) {
 	return Home{Client: c, Namespace: name, Mesh: name}, set
 }
 
+// outriggerd is how outriggerd of a system namespace reaches the API server.
+func outriggerd(namespace string) *rest.Config {
+	config := rest.CopyConfig(apiServer.Config)
+	config.Impersonate = rest.ImpersonationConfig{
+		UserName: "system:serviceaccount:" + namespace + ":outriggerd",
+		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
+	}
+	return config
+}
+
 func namespace(t *testing.T, name string, labels map[string]string) {
 	t.Helper()
 	must(t, admin(t).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}))
 }
 
-// grant applies the chart's own rules. Of its template they use the release's
-// namespace and the mesh's name only, which are the same here, besides labels and
-// conditions that hold by default.
-func grant(t *testing.T, namespace string) {
+// grant applies the chart's own rules.
+func grant(t *testing.T, namespace string, values []string) {
 	t.Helper()
-	text, err := os.ReadFile("../../manifests/templates/rbac.yaml")
+	chart, err := loader.LoadDir("../../manifests")
 	must(t, err)
-	text = regexp.MustCompile(`(?m)^.*\{\{-.*$`).ReplaceAll(text, nil)
-	text = regexp.MustCompile(`\{\{ \.(Release\.Namespace|Values\.meshName) \}\}`).ReplaceAll(text, []byte(namespace))
-	decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 1<<16)
+	given := map[string]any{}
+	for _, value := range append(values, "meshName="+namespace) {
+		must(t, strvals.ParseInto(value, given))
+	}
+	all, err := util.ToRenderValues(chart, given, common.ReleaseOptions{Namespace: namespace}, nil)
+	must(t, err)
+	rendered, err := engine.Render(chart, all)
+	must(t, err)
+	decoder := yaml.NewYAMLOrJSONDecoder(strings.NewReader(rendered["outrigger/templates/rbac.yaml"]), 1<<16)
 	for {
 		object := &unstructured.Unstructured{}
 		err := decoder.Decode(&object.Object)

@@ -8,222 +8,206 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"math/big"
+	"maps"
+	"net"
+	"slices"
+	"sync"
 	"time"
+
+	"github.com/go-logr/logr"
 )
 
 const (
-	rootLifetime = 10 * 365 * 24 * time.Hour
-	// backdate makes a new certificate good for those whose clock is behind.
-	backdate = 5 * time.Minute
+	// intermediateLifetime is three times the longest life of a leaf, and the
+	// intermediate is replaced after a third of it, so that no leaf is cut short.
+	intermediateLifetime = 90 * 24 * time.Hour
+	intermediateUse      = intermediateLifetime / 3
+	// reload is how often the Secret is looked at.
+	reload = time.Minute
 )
 
-// Keys of the Secret outrigger-ca.
-const (
-	keyRoot                = "ca.crt"
-	keyRootKey             = "ca.key"
-	keyIntermediate        = "intermediate.crt"
-	keyIntermediateKey     = "intermediate.key"
-	blockCertificate       = "CERTIFICATE"
-	blockKey               = "PRIVATE KEY"
-	serialBits         int = 127 // positive, and random in at least 64 of its bits
-)
+// A CAConfig says which authority a CA has.
+type CAConfig struct {
+	TrustDomain string
+	// Secret in the system namespace that holds an authority of the user's. Empty:
+	// outrigger-ca, which is made at the first start.
+	Secret string
+	// Changed is called when the roots are other ones; nil for nobody.
+	Changed func()
+}
 
-// A CA is the built-in issuer: a root, and an intermediate that signs. It never
-// changes.
+// A CA is the built-in issuer. The authority in its Secret signs an intermediate,
+// which signs leaves. The intermediate can name nothing outside the trust domain,
+// is replaced long before its end, and its key is in memory only, so that each
+// replica has one of its own. It is safe for concurrent use.
 type CA struct {
-	root         *x509.Certificate
-	intermediate *x509.Certificate
-	key          crypto.Signer // of the intermediate
+	home Home
+	cfg  CAConfig
+
+	mu           sync.Mutex
+	data         map[string][]byte // of the Secret that authority was read from
+	authority    *authority
+	intermediate *intermediate // nil before the first use
 }
 
-// newCA makes a root and an intermediate, and returns them as the data of a
-// Secret.
-func newCA(trustDomain string, now time.Time) (map[string][]byte, error) {
-	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make the root's key: %w", err)
-	}
-	root, err := selfSigned("Outrigger root of "+trustDomain, rootKey, now, 1)
-	if err != nil {
-		return nil, fmt.Errorf("make the root: %w", err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make the intermediate's key: %w", err)
-	}
-	template := authority("Outrigger intermediate of "+trustDomain, now, 0)
-	template.NotAfter = root.NotAfter
-	intermediate, err := create(template, root, key.Public(), rootKey)
-	if err != nil {
-		return nil, fmt.Errorf("make the intermediate: %w", err)
-	}
-	data := map[string][]byte{keyRoot: encodeCertificates(root), keyIntermediate: encodeCertificates(intermediate)}
-	for name, k := range map[string]*ecdsa.PrivateKey{keyRootKey: rootKey, keyIntermediateKey: key} {
-		if data[name], err = encodeKey(k); err != nil {
-			return nil, err
-		}
-	}
-	return data, nil
+// An intermediate signs leaves until it is replaced.
+type intermediate struct {
+	certificate *x509.Certificate
+	key         crypto.Signer
+	chain       []*x509.Certificate // itself and what follows, without the root
+	renew       time.Time
 }
 
-// parseCA reads what newCA wrote, and checks that its pieces belong together and
-// are valid now.
-func parseCA(data map[string][]byte, now time.Time) (*CA, error) {
-	root, _, err := parsePair(data, keyRoot, keyRootKey)
-	if err != nil {
-		return nil, err
-	}
-	intermediate, key, err := parsePair(data, keyIntermediate, keyIntermediateKey)
-	if err != nil {
-		return nil, err
-	}
-	options := x509.VerifyOptions{Roots: pool([]*x509.Certificate{root}), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
-	if !root.IsCA || !intermediate.IsCA {
-		return nil, fmt.Errorf("%s and %s must be authorities", keyRoot, keyIntermediate)
-	}
-	if _, err := intermediate.Verify(options); err != nil {
-		return nil, fmt.Errorf("verify %s: %w", keyIntermediate, err)
-	}
-	return &CA{root: root, intermediate: intermediate, key: key}, nil
+// Roots returns the roots that the mesh should trust, which the Secret may say
+// more of than the one that it signs with.
+func (c *CA) Roots() []*x509.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.authority.roots)
 }
-
-// Roots returns the root.
-func (c *CA) Roots() []*x509.Certificate { return []*x509.Certificate{c.root} }
 
 // Issue signs a leaf. It takes the key from the request and everything else from
 // the template.
 func (c *CA) Issue(_ context.Context, request *x509.CertificateRequest, t Template) ([]*x509.Certificate, error) {
 	now := time.Now()
+	by, err := c.signing(now)
+	if err != nil {
+		return nil, err
+	}
 	leaf := &x509.Certificate{
 		Subject:               pkix.Name{SerialNumber: t.PodUID},
 		URIs:                  t.URIs,
 		DNSNames:              t.DNSNames,
-		NotBefore:             later(now.Add(-backdate), c.intermediate.NotBefore),
-		NotAfter:              earlier(now.Add(t.Lifetime), c.intermediate.NotAfter),
+		NotBefore:             later(now.Add(-backdate), by.certificate.NotBefore),
+		NotAfter:              earlier(now.Add(t.Lifetime), by.certificate.NotAfter),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true,
 	}
-	if !now.Before(leaf.NotAfter) {
-		return nil, fmt.Errorf("the intermediate ended at %s", c.intermediate.NotAfter.Format(time.RFC3339))
-	}
-	certificate, err := create(leaf, c.intermediate, request.PublicKey, c.key)
+	certificate, err := create(leaf, by.certificate, request.PublicKey, by.key)
 	if err != nil {
 		return nil, err
 	}
-	return []*x509.Certificate{certificate, c.intermediate}, nil
+	return append([]*x509.Certificate{certificate}, by.chain...), nil
 }
 
-// authority is the template of a certificate that signs others.
-func authority(name string, now time.Time, below int) *x509.Certificate {
-	return &x509.Certificate{
-		Subject:               pkix.Name{CommonName: name, Organization: []string{"Outrigger"}},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(rootLifetime),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLen:            below,
-		MaxPathLenZero:        below == 0,
+// signing returns the intermediate of the moment, and makes it where there is
+// none or its time is over.
+func (c *CA) signing(now time.Time) (*intermediate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.intermediate != nil && now.Before(c.intermediate.renew) {
+		return c.intermediate, nil
 	}
-}
-
-func selfSigned(name string, key crypto.Signer, now time.Time, below int) (*x509.Certificate, error) {
-	template := authority(name, now, below)
-	return create(template, template, key.Public(), key)
-}
-
-// create signs a certificate with a random serial number.
-func create(template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) (*x509.Certificate, error) {
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), uint(serialBits)))
+	next, err := newIntermediate(c.authority, c.cfg.TrustDomain, now)
 	if err != nil {
-		return nil, fmt.Errorf("make a serial number: %w", err)
+		return nil, fmt.Errorf("make an intermediate below Secret %s/%s: %w", c.home.Namespace, c.secret(), err)
 	}
-	template.SerialNumber = serial.Add(serial, big.NewInt(1))
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	c.intermediate = next
+	return next, nil
+}
+
+func newIntermediate(a *authority, trustDomain string, now time.Time) (*intermediate, error) {
+	end := earlier(now.Add(intermediateLifetime), a.end())
+	if !now.Before(end) {
+		return nil, fmt.Errorf("it or what signed it ended at %s", end.Format(time.RFC3339))
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("sign a certificate: %w", err)
+		return nil, fmt.Errorf("make the intermediate's key: %w", err)
 	}
-	return x509.ParseCertificate(der)
-}
-
-func encodeCertificates(certificates ...*x509.Certificate) []byte {
-	var text []byte
-	for _, c := range certificates {
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: blockCertificate, Bytes: c.Raw})...)
-	}
-	return text
-}
-
-func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	template := authorityTemplate("Outrigger intermediate of "+trustDomain, now, 0)
+	template.NotAfter = end
+	constrain(template, trustDomain)
+	certificate, err := create(template, a.certificate, key.Public(), a.key)
 	if err != nil {
-		return nil, fmt.Errorf("encode a key: %w", err)
+		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: blockKey, Bytes: der}), nil
+	return &intermediate{
+		certificate: certificate, key: key, chain: append([]*x509.Certificate{certificate}, a.parents...),
+		renew: now.Add(min(intermediateUse, end.Sub(now)/2)),
+	}, nil
 }
 
-// parseCertificates reads certificates in PEM, at least one. Errors never hold
-// any of the text.
-func parseCertificates(text []byte) ([]*x509.Certificate, error) {
-	var certificates []*x509.Certificate
+// constrain limits what an intermediate may name: identities of the trust
+// domain, and nothing of any kind that the mesh does not use. Whoever trusts the
+// root for something else need not fear the mesh.
+func constrain(template *x509.Certificate, trustDomain string) {
+	template.PermittedDNSDomainsCritical = true // all of the constraints
+	template.PermittedURIDomains = []string{trustDomain}
+	template.PermittedDNSDomains = []string{trustDomain}
+	template.PermittedEmailAddresses = []string{trustDomain}
+	template.ExcludedIPRanges = []*net.IPNet{
+		{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+		{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
+	}
+}
+
+// secret returns the name of the Secret with the authority.
+func (c *CA) secret() string {
+	if c.cfg.Secret != "" {
+		return c.cfg.Secret
+	}
+	return CASecret
+}
+
+// Run follows the Secret until ctx ends: an intermediate of the user's that is
+// renewed there, or a root that is added, counts without a restart. What cannot
+// be used is logged, and the authority of before stays in use.
+func (c *CA) Run(ctx context.Context, log logr.Logger) error {
+	tick := time.NewTicker(reload)
+	defer tick.Stop()
+	told := ""
 	for {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			break
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
 		}
-		text = rest
-		if block.Type != blockCertificate {
-			return nil, fmt.Errorf("it holds a PEM block of type %q; only %s is allowed", block.Type, blockCertificate)
+		changed, err := c.Reload(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			told = ""
+		case err.Error() != told: // once, not every minute
+			told = err.Error()
+			log.Error(err, "the CA of before stays in use", "secret", c.secret())
 		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("parse a certificate: %w", err)
+		if changed {
+			log.Info("CA read again", "secret", c.secret())
 		}
-		certificates = append(certificates, c)
 	}
-	if len(certificates) == 0 {
-		return nil, errors.New("it holds no certificate")
-	}
-	return certificates, nil
 }
 
-// parsePair reads a certificate and its key from the data of a Secret. Further
-// certificates after the first are ignored.
-func parsePair(data map[string][]byte, certificateName, keyName string) (*x509.Certificate, crypto.Signer, error) {
-	certificates, err := parseCertificates(data[certificateName])
+// Reload reads the Secret, and reports whether there is another authority in it,
+// which is then in use.
+func (c *CA) Reload(ctx context.Context) (bool, error) {
+	data, err := c.home.readCA(ctx, c.secret())
 	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", certificateName, err)
+		return false, err
 	}
-	block, _ := pem.Decode(data[keyName])
-	if block == nil {
-		return nil, nil, fmt.Errorf("read %s: it holds no PEM block", keyName)
+	c.mu.Lock()
+	same := maps.EqualFunc(data, c.data, slices.Equal[[]byte])
+	c.mu.Unlock()
+	if same {
+		return false, nil
 	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	records, err := c.home.records(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: it is not a PKCS #8 key", keyName)
+		return false, err
 	}
-	signer, ok := key.(*ecdsa.PrivateKey)
-	if !ok || !signer.PublicKey.Equal(certificates[0].PublicKey) {
-		return nil, nil, fmt.Errorf("%s is not the ECDSA key of %s", keyName, certificateName)
+	next, err := c.home.useCA(ctx, c.cfg, records, data)
+	if err != nil {
+		return false, err
 	}
-	return certificates[0], signer, nil
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
+	c.mu.Lock()
+	rootsChanged := !slices.EqualFunc(c.authority.roots, next.roots, (*x509.Certificate).Equal)
+	c.data, c.authority, c.intermediate = data, next, nil
+	c.mu.Unlock()
+	if rootsChanged && c.cfg.Changed != nil {
+		c.cfg.Changed()
 	}
-	return b
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
+	return true, nil
 }

@@ -43,10 +43,10 @@ func TestClusterBundleNeedsEveryNode(t *testing.T) {
 // TestClusterBundleIsKept runs with the rights that the chart gives.
 func TestClusterBundleIsKept(t *testing.T) {
 	home, _ := newHome(t, "cluster-bundle-kept")
-	ca, err := OpenCA(t.Context(), home, trustDomain)
+	ca, err := OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain})
 	must(t, err)
 	trust := Trust{Home: home, Issuer: ca}
-	other, err := newCA(trustDomain, ca.root.NotBefore)
+	other, err := newCA(trustDomain, ca.authority.root.NotBefore)
 	must(t, err)
 	bundle := &certificatesv1.ClusterTrustBundle{}
 	for _, step := range []struct {

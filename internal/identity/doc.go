@@ -13,9 +13,10 @@
 // # Where the CA is kept
 //
 // The Secret outrigger-ca in the system namespace holds ca.crt and ca.key, the
-// root, and intermediate.crt and intermediate.key, which sign. It is created once
-// and never updated. The ConfigMap outrigger-trust in the system namespace
-// records that there was a first start, as do those in the mesh's namespaces:
-// where any of them exists, a missing Secret is a loss that people must hear of,
-// and no new root is made.
+// root, unless a Secret of the user's takes its place. It is created once and
+// never updated. It signs an intermediate that is in memory only, one for each
+// replica, which signs leaves. The ConfigMap outrigger-trust in the system
+// namespace records the roots since the first start, as do those in the mesh's
+// namespaces: where any of them exists, a missing Secret is a loss that people
+// must hear of, and no new root is made; nor is one used that is not recorded.
 package identity

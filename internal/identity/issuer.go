@@ -39,29 +39,52 @@ func newTemplate(id mesh.Identity, trustDomain, podUID string, lifetime time.Dur
 }
 
 // issue asks an issuer, and checks that the answer is what was asked for: an
-// external issuer follows rules of its own.
+// external issuer follows rules of its own. It returns the chain that was
+// verified, leaf first and without the root, and nothing else that came with it.
 func issue(ctx context.Context, issuer Issuer, request *x509.CertificateRequest, t Template) ([]*x509.Certificate, error) {
-	chain, err := issuer.Issue(ctx, request, t)
+	answer, err := issuer.Issue(ctx, request, t)
 	if err != nil {
 		return nil, fmt.Errorf("have %s issued: %w", t.URIs[0], err)
 	}
-	if err := checkChain(chain, request, t, issuer.Roots()); err != nil {
+	chain, err := checkChain(answer, request, t, issuer.Roots())
+	if err != nil {
 		return nil, fmt.Errorf("check the certificate of %s: %w", t.URIs[0], err)
 	}
 	return chain, nil
 }
 
-func checkChain(chain []*x509.Certificate, request *x509.CertificateRequest, t Template, roots []*x509.Certificate) error {
-	if len(chain) == 0 {
-		return errors.New("the issuer returned none")
+func checkChain(answer []*x509.Certificate, request *x509.CertificateRequest, t Template, roots []*x509.Certificate) ([]*x509.Certificate, error) {
+	if len(answer) == 0 {
+		return nil, errors.New("the issuer returned none")
 	}
-	leaf := chain[0]
+	leaf := answer[0]
+	if err := checkLeaf(leaf, request, t); err != nil {
+		return nil, err
+	}
+	options := x509.VerifyOptions{Roots: pool(roots), Intermediates: pool(answer[1:])}
+	var chain []*x509.Certificate
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
+		options.KeyUsages = []x509.ExtKeyUsage{usage}
+		chains, err := leaf.Verify(options)
+		if err != nil {
+			return nil, err
+		}
+		chain = chains[0]
+	}
+	return chain[:len(chain)-1], nil
+}
+
+// checkLeaf checks everything about a leaf but who signed it.
+func checkLeaf(leaf *x509.Certificate, request *x509.CertificateRequest, t Template) error {
 	key, ok := leaf.PublicKey.(*ecdsa.PublicKey)
 	if !ok || !key.Equal(request.PublicKey) {
 		return errors.New("it is for another key")
 	}
 	if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageCertSign != 0 {
 		return errors.New("it may sign others")
+	}
+	if leaf.KeyUsage != 0 && leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
+		return errors.New("its key usage does not allow digital signature, which TLS needs")
 	}
 	if leaf.Subject.SerialNumber != t.PodUID {
 		return fmt.Errorf("its subject has the serial number %q; want %q", leaf.Subject.SerialNumber, t.PodUID)
@@ -71,13 +94,6 @@ func checkChain(chain []*x509.Certificate, request *x509.CertificateRequest, t T
 	}
 	if end := leaf.NotBefore.Add(t.Lifetime + 2*backdate); leaf.NotAfter.After(end) {
 		return fmt.Errorf("it is valid until %s, longer than %s", leaf.NotAfter.Format(time.RFC3339), t.Lifetime)
-	}
-	options := x509.VerifyOptions{Roots: pool(roots), Intermediates: pool(chain[1:])}
-	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
-		options.KeyUsages = []x509.ExtKeyUsage{usage}
-		if _, err := leaf.Verify(options); err != nil {
-			return err
-		}
 	}
 	return nil
 }

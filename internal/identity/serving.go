@@ -27,9 +27,10 @@ const retry = 10 * time.Second
 // Serving keeps the certificate that outriggerd shows to proxies and agents. Key
 // and certificate are in memory only, different in each replica.
 type Serving struct {
-	issuer   Issuer
-	template Template
-	current  atomic.Pointer[served]
+	issuer                 Issuer
+	namespace, trustDomain string
+	lifetime               time.Duration
+	current                atomic.Pointer[served]
 }
 
 // served is a certificate, and when to replace it.
@@ -42,8 +43,7 @@ type served struct {
 // NewServing gets the first certificate of outriggerd in the given system
 // namespace. A lifetime of zero is 24 h.
 func NewServing(ctx context.Context, issuer Issuer, namespace, trustDomain string, lifetime time.Duration) (*Serving, error) {
-	id := mesh.Identity{Namespace: namespace, ServiceAccount: ServiceAccount}
-	s := &Serving{issuer: issuer, template: newTemplate(id, trustDomain, "", cmp.Or(lifetime, defaultLifetime))}
+	s := &Serving{issuer: issuer, namespace: namespace, trustDomain: trustDomain, lifetime: cmp.Or(lifetime, defaultLifetime)}
 	return s, s.renew(ctx)
 }
 
@@ -77,31 +77,48 @@ func (s *Serving) Run(ctx context.Context, log logr.Logger) error {
 }
 
 func (s *Serving) renew(ctx context.Context) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, request, template, err := ownRequest(s.namespace, s.trustDomain, s.lifetime)
 	if err != nil {
-		return fmt.Errorf("make the serving key: %w", err)
+		return err
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: s.template.URIs, DNSNames: s.template.DNSNames}, key)
-	if err != nil {
-		return fmt.Errorf("make the serving certificate's request: %w", err)
-	}
-	request, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		return fmt.Errorf("parse the serving certificate's request: %w", err)
-	}
-	chain, err := issue(ctx, s.issuer, request, s.template)
+	chain, err := issue(ctx, s.issuer, request, template)
 	if err != nil {
 		return err
 	}
 	s.current.Store(&served{
 		certificate: &tls.Certificate{Certificate: raw(chain), PrivateKey: key, Leaf: chain[0]},
 		roots:       pool(s.issuer.Roots()),
-		renew:       halfLife(chain[0], time.Now()),
+		renew:       halfLife(chain, time.Now()),
 	})
 	return nil
 }
 
-// halfLife is when to replace a certificate that was signed now.
-func halfLife(c *x509.Certificate, now time.Time) time.Time {
-	return now.Add(c.NotAfter.Sub(now) / 2)
+// ownRequest makes a key for outriggerd itself, in the given system namespace,
+// and a request for it.
+func ownRequest(namespace, trustDomain string, lifetime time.Duration) (*ecdsa.PrivateKey, *x509.CertificateRequest, Template, error) {
+	id := mesh.Identity{Namespace: namespace, ServiceAccount: ServiceAccount}
+	template := newTemplate(id, trustDomain, "", lifetime)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, Template{}, fmt.Errorf("make outriggerd's key: %w", err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: template.URIs, DNSNames: template.DNSNames}, key)
+	if err != nil {
+		return nil, nil, Template{}, fmt.Errorf("make outriggerd's certificate request: %w", err)
+	}
+	request, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, nil, Template{}, fmt.Errorf("parse outriggerd's certificate request: %w", err)
+	}
+	return key, request, template, nil
+}
+
+// halfLife is when to replace a certificate that was signed now: at half of what
+// is left of the one in its chain that ends first.
+func halfLife(chain []*x509.Certificate, now time.Time) time.Time {
+	end := chain[0].NotAfter
+	for _, c := range chain {
+		end = earlier(end, c.NotAfter)
+	}
+	return now.Add(end.Sub(now) / 2)
 }

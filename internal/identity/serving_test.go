@@ -33,7 +33,7 @@ func TestServing(t *testing.T) {
 	if got, want := first.Leaf.URIs[0].String(), "spiffe://cluster.local/ns/outrigger-system/sa/outriggerd"; got != want {
 		t.Errorf("served as %s; want %s", got, want)
 	}
-	if _, err := first.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: pool([]*x509.Certificate{issuer.intermediate})}); err != nil {
+	if _, err := first.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: pool([]*x509.Certificate{issuer.intermediate.certificate})}); err != nil {
 		t.Errorf("peers cannot verify the chain: %v", err)
 	}
 

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -40,47 +41,84 @@ type Home struct {
 	Mesh string
 }
 
-// OpenCA returns the mesh's CA, and makes it at the first start. Any number of
-// replicas may call it at the same moment: they all get the same CA. Where there
-// was a CA before and now is none, or another, or what there is makes no sense,
-// it returns ErrNoCA and changes nothing.
-func OpenCA(ctx context.Context, home Home, trustDomain string) (*CA, error) {
+// OpenCA returns the mesh's CA: that of a Secret of the user's, or one that is
+// made at the first start. Any number of replicas may call it at the same moment:
+// they all get the same CA. Where there was a CA before and now is none, or
+// another, or what there is makes no sense, it returns ErrNoCA and changes
+// nothing.
+func OpenCA(ctx context.Context, home Home, cfg CAConfig) (*CA, error) {
+	ca := &CA{home: home, cfg: cfg}
 	// Before the Secret is read: a replica that sees a record sees its Secret.
 	records, err := home.records(ctx)
 	if err != nil {
 		return nil, err
 	}
-	secret := &corev1.Secret{}
-	err = home.Client.Get(ctx, client.ObjectKey{Namespace: home.Namespace, Name: CASecret}, secret)
+	ca.data, err = home.readCA(ctx, ca.secret())
 	switch {
-	case apierrors.IsNotFound(err) && len(records) > 0:
+	case !apierrors.IsNotFound(err) && err != nil:
+		return nil, err
+	case err == nil:
+	case cfg.Secret != "":
+		return nil, fmt.Errorf("%w: Secret %s/%s is missing; make it with the root or intermediate that the mesh is to sign with, or have the mesh make its own by naming no Secret",
+			ErrNoCA, home.Namespace, cfg.Secret)
+	case len(records) > 0:
 		return nil, fmt.Errorf("%w: Secret %s/%s is missing, but ConfigMap %s in %s says that there was one; restore it from a backup, "+
 			"or, to begin anew with a root that no running pod trusts, delete that ConfigMap from every namespace", ErrNoCA, home.Namespace, CASecret, TrustConfigMap, places(records))
-	case apierrors.IsNotFound(err):
-		if secret, err = home.createCA(ctx, trustDomain); err != nil {
+	default:
+		if ca.data, err = home.createCA(ctx, cfg.TrustDomain); err != nil {
 			return nil, err
 		}
-	case err != nil:
-		return nil, fmt.Errorf("read Secret %s/%s: %w", home.Namespace, CASecret, err)
 	}
-	ca, err := parseCA(secret.Data, time.Now())
-	if err != nil {
-		return nil, fmt.Errorf("%w: Secret %s/%s is damaged: %w", ErrNoCA, home.Namespace, CASecret, err)
-	}
-	if err := home.checkRecord(records, ca); err != nil {
+	if ca.authority, err = home.useCA(ctx, cfg, records, ca.data); err != nil {
 		return nil, err
 	}
-	return ca, home.record(ctx, ca)
+	return ca, home.record(ctx, ca.authority.roots)
 }
 
-// createCA writes a new CA, or returns the one that another replica has just
-// written.
-func (h Home) createCA(ctx context.Context, trustDomain string) (*corev1.Secret, error) {
+// readCA returns the data of a Secret.
+func (h Home) readCA(ctx context.Context, name string) (map[string][]byte, error) {
+	secret := &corev1.Secret{}
+	if err := h.Client.Get(ctx, client.ObjectKey{Namespace: h.Namespace, Name: name}, secret); err != nil {
+		return nil, fmt.Errorf("read Secret %s/%s: %w", h.Namespace, name, err)
+	}
+	return secret.Data, nil
+}
+
+// useCA returns the authority in a Secret's data if the mesh may use it: it is
+// whole, signs what peers accept, and is no stranger to those who are recorded.
+func (h Home) useCA(ctx context.Context, cfg CAConfig, records []corev1.ConfigMap, data map[string][]byte) (*authority, error) {
+	ca := &CA{home: h, cfg: cfg}
+	var err error
+	if ca.authority, err = parseAuthority(data, time.Now()); err != nil {
+		return nil, fmt.Errorf("%w: Secret %s/%s is damaged: %w", ErrNoCA, h.Namespace, ca.secret(), err)
+	}
+	if err := h.checkRecord(records, ca.secret(), ca.authority.root); err != nil {
+		return nil, err
+	}
+	// Constraints of the user's authorities, or a weak algorithm, show only when
+	// somebody verifies a leaf.
+	_, request, template, err := ownRequest(h.Namespace, cfg.TrustDomain, time.Hour)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := issue(ctx, ca, request, template); err != nil {
+		return nil, fmt.Errorf("%w: Secret %s/%s cannot sign for the mesh: %w", ErrNoCA, h.Namespace, ca.secret(), err)
+	}
+	return ca.authority, nil
+}
+
+// createCA writes a new CA, and returns its data or that of the one which another
+// replica has just written.
+func (h Home) createCA(ctx context.Context, trustDomain string) (map[string][]byte, error) {
 	data, err := newCA(trustDomain, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	return h.createSecret(ctx, CASecret, data)
+	secret, err := h.createSecret(ctx, CASecret, data)
+	if err != nil {
+		return nil, err
+	}
+	return secret.Data, nil
 }
 
 func (h Home) createSecret(ctx context.Context, name string, data map[string][]byte) (*corev1.Secret, error) {
@@ -105,9 +143,9 @@ func (h Home) records(ctx context.Context) ([]corev1.ConfigMap, error) {
 	return slices.DeleteFunc(list.Items, func(m corev1.ConfigMap) bool { return m.Labels[TrustLabel] != h.Mesh }), nil
 }
 
-// checkRecord refuses a CA other than the one that the system namespace records:
-// somebody replaced it, and every running pod would lose its peers.
-func (h Home) checkRecord(records []corev1.ConfigMap, ca *CA) error {
+// checkRecord refuses a root that the system namespace does not record: somebody
+// replaced the CA, and every running pod would lose its peers.
+func (h Home) checkRecord(records []corev1.ConfigMap, secret string, root *x509.Certificate) error {
 	for _, m := range records {
 		if m.Namespace != h.Namespace {
 			continue
@@ -116,17 +154,17 @@ func (h Home) checkRecord(records []corev1.ConfigMap, ca *CA) error {
 		if err != nil {
 			return fmt.Errorf("%w: %s of ConfigMap %s/%s is damaged: %w; delete the ConfigMap to have it written again from the Secret", ErrNoCA, TrustKey, m.Namespace, m.Name, err)
 		}
-		if !slices.ContainsFunc(roots, ca.root.Equal) {
+		if !slices.ContainsFunc(roots, root.Equal) {
 			return fmt.Errorf("%w: Secret %s/%s holds another root than ConfigMap %s/%s; restore the Secret from a backup, or delete the ConfigMap to accept the new root",
-				ErrNoCA, h.Namespace, CASecret, m.Namespace, m.Name)
+				ErrNoCA, h.Namespace, secret, m.Namespace, m.Name)
 		}
 	}
 	return nil
 }
 
 // record writes down that there is a CA.
-func (h Home) record(ctx context.Context, ca *CA) error {
-	m := h.trust(h.Namespace, encodeCertificates(ca.Roots()...))
+func (h Home) record(ctx context.Context, roots []*x509.Certificate) error {
+	m := h.trust(h.Namespace, encodeCertificates(roots...))
 	if err := h.Client.Create(ctx, m); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create ConfigMap %s/%s: %w", m.Namespace, m.Name, err)
 	}

@@ -67,7 +67,7 @@ func token(t *testing.T, namespace, serviceAccount, audience string, bound *core
 func newSigner(t *testing.T, name string) *Signer {
 	t.Helper()
 	home, set := newHome(t, name)
-	ca, err := OpenCA(t.Context(), home, trustDomain)
+	ca, err := OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain})
 	must(t, err)
 	return &Signer{
 		Verifier: NewVerifier(VerifierConfig{

@@ -168,7 +168,7 @@ func (w *Webhook) Sync(ctx context.Context) ([]string, error) {
 	}
 	w.current.Store(&webhookServed{
 		certificate: &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: leafKey, Leaf: leaf},
-		ca:          ca, renew: halfLife(leaf, now),
+		ca:          ca, renew: halfLife([]*x509.Certificate{leaf}, now),
 	})
 	return changed, nil
 }
