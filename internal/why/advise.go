@@ -54,11 +54,28 @@ func (c *call) servers(m *mesh.Service) []serverPort {
 	return out
 }
 
+// serversOf is servers, or for a headless Service dialled, of the Service port of a name.
+func (c *call) serversOf(name string) []serverPort {
+	var out []serverPort
+	for _, m := range c.services(func(m *mesh.Service) bool { return m.Name.String() == name }) {
+		if m.Headless {
+			out = append(out, c.dialled(m)...)
+		} else {
+			out = append(out, c.servers(m)...)
+		}
+	}
+	return out
+}
+
 // suggest finds what would make the backends that deny the call let it in.
 func (c *call) suggest(r Reason) {
 	var servers []serverPort
 	for _, b := range c.answer.Backends {
 		if b.Verdict != Denied {
+			continue
+		}
+		if b.Server == "" { // the caller's proxy knows no server of this Service
+			servers = append(servers, c.serversOf(b.Service)...)
 			continue
 		}
 		ns, sa, _ := strings.Cut(b.Server, "/")
