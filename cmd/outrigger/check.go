@@ -27,7 +27,7 @@ func newCheckPolicyCommand() *cobra.Command {
 		Short: "List everything that somebody wrote and the mesh cannot honour",
 		Long: `Policy lists what cannot be honoured as it is written, object by object, with the
 reason and what holds instead: of the cluster, as outriggerd finds it, or with -f of
-YAML that no cluster has seen.
+YAML that no cluster has seen; with -n of one namespace only.
 
 The exit status is 0 when everything is honoured, 1 when something is not, and 2 when
 the question cannot be answered.`,
@@ -36,12 +36,25 @@ the question cannot be answered.`,
 		Args: unanswered(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.answer(cmd, false, func(_ why.World, _ string) (answer, bool, error) {
-				return policyReport{Problems: a.problems}, len(a.problems) == 0, nil
+				problems := within(a.problems, *a.flags.Namespace)
+				return policyReport{Problems: problems}, len(problems) == 0, nil
 			})
 		},
 	}
 	a.addFlags(cmd)
 	return cmd
+}
+
+// within returns the Problems of a namespace and of what is in it; of all, where it is
+// empty.
+func within(in []ingest.Problem, namespace string) []ingest.Problem {
+	out := []ingest.Problem{}
+	for _, p := range in {
+		if namespace == "" || p.Object.Namespace == namespace || p.Object.Kind == "Namespace" && p.Object.Name == namespace {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // A policyReport is every Problem, in the order of package ingest.

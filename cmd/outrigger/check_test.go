@@ -36,6 +36,8 @@ func TestCheckPolicy(t *testing.T) {
 	}{
 		"nothing wrong": {args: []string{"-f", whyShop}, says: "Everything is honoured"},
 		"as JSON":       {args: []string{"-f", whyShop, "-o", "json"}, says: `"problems": []`},
+		"elsewhere":     {args: []string{"-f", faulty, "-n", "calm"}, says: "Everything is honoured"},
+		"there":         {args: []string{"-f", faulty, "-n", "shop"}, status: 1, says: "TrafficSplit shop/no-apex"},
 		"no such file":  {args: []string{"-f", "gone.yaml"}, status: 2},
 		"no such form":  {args: []string{"-f", whyShop, "-o", "yaml"}, status: 2},
 		"an argument":   {args: []string{"shop"}, status: 2},
