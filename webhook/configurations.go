@@ -15,6 +15,7 @@ const (
 	PathAsk      = "/inject/ask" // the namespace lets its pods ask for one
 	PathOSM      = "/inject/osm" // the namespace is in the mesh by OSM's label
 	PathValidate = "/validate"   // workloads that say something about the mesh
+	PathRefuse   = "/refuse"     // objects that say what the mesh would not honour
 )
 
 // Options are what differs between two installations.
@@ -31,6 +32,9 @@ type Options struct {
 	// OSMMesh is the OSM mesh name whose namespaces are in the mesh. Where it is
 	// empty there is no webhook for them.
 	OSMMesh string
+	// AnyTrafficTarget lets a TrafficTarget in that names a destination in another
+	// namespace. It has no effect all the same.
+	AnyTrafficTarget bool
 	// TimeoutSeconds of the mutating webhooks; zero is 10.
 	TimeoutSeconds int32
 }
@@ -39,6 +43,9 @@ type Options struct {
 const podWord = "object.metadata.?labels[?'" + annotation.Inject + "']" +
 	".or(object.metadata.?annotations[?'" + annotation.Inject + "'])" +
 	".or(object.metadata.?annotations[?'" + annotation.OSMInject + "']).orValue('')"
+
+// notMirror is a CEL expression for a pod that is not a static pod's mirror.
+const notMirror = "!object.metadata.?annotations[?'kubernetes.io/config.mirror'].hasValue()"
 
 // Configurations returns what the API server must know to send pods and workloads
 // to the handler. The three mutating webhooks have selectors that exclude each
@@ -60,9 +67,7 @@ func Configurations(o Options) (*admissionregistrationv1.MutatingWebhookConfigur
 	}
 	if o.OSMMesh != "" {
 		mutating.Webhooks = append(mutating.Webhooks, o.mutating("osm.inject.outrigger.dev", PathOSM, nil,
-			selector(annotation.OSMMonitoredBy, metav1.LabelSelectorOpIn, o.OSMMesh),
-			selector(annotation.ControlPlane, metav1.LabelSelectorOpDoesNotExist),
-			selector(annotation.Inject, metav1.LabelSelectorOpDoesNotExist)))
+			o.byOSM()...))
 	}
 	validating := &admissionregistrationv1.ValidatingWebhookConfiguration{
 		TypeMeta:   metav1.TypeMeta{APIVersion: admissionregistrationv1.SchemeGroupVersion.String(), Kind: "ValidatingWebhookConfiguration"},
@@ -76,14 +81,94 @@ func Configurations(o Options) (*admissionregistrationv1.MutatingWebhookConfigur
 				rule("batch", []string{"cronjobs"}, admissionregistrationv1.Create, admissionregistrationv1.Update)),
 		},
 	}
+	validating.Webhooks = append(validating.Webhooks, o.refusing()...)
 	return mutating, validating
 }
 
-func (o Options) mutating(name, path string, conditions []admissionregistrationv1.MatchCondition, match ...metav1.LabelSelectorRequirement) admissionregistrationv1.MutatingWebhook {
-	match = append([]metav1.LabelSelectorRequirement{
+// refusing returns the webhooks that refuse what could not be honoured. Selectors
+// cannot say "or", so there is one for each way into the mesh; they exclude each
+// other. A namespace's own annotations are read before its label is there.
+func (o Options) refusing() []admissionregistrationv1.ValidatingWebhook {
+	namespaces := rule("", []string{"namespaces"}, admissionregistrationv1.Create, admissionregistrationv1.Update)
+	namespaces.Scope = new(admissionregistrationv1.ClusterScope)
+	list := []admissionregistrationv1.ValidatingWebhook{
+		o.refuse("namespaces", namespaces, nil, annotated()),
+	}
+	ways := []struct {
+		name  string
+		match []metav1.LabelSelectorRequirement
+	}{
+		{"mesh", []metav1.LabelSelectorRequirement{selector(annotation.Inject, metav1.LabelSelectorOpExists)}},
+		{"osm", o.byOSM()},
+	}
+	if o.OSMMesh == "" {
+		ways = ways[:1]
+	}
+	annotations := rule("", []string{"services", "pods"}, admissionregistrationv1.Create, admissionregistrationv1.Update)
+	targets := rule("access.smi-spec.io", []string{"traffictargets"}, admissionregistrationv1.Create, admissionregistrationv1.Update)
+	targets.APIVersions = []string{"v1alpha3"} // older ones come converted
+	var off []admissionregistrationv1.MatchCondition
+	if o.AnyTrafficTarget {
+		// The webhook must not go: outriggerd has applied the caBundle of its entry,
+		// so an upgrade by server-side apply would leave half of it there.
+		off = append(off, admissionregistrationv1.MatchCondition{Name: "switched-on", Expression: "false"})
+	}
+	for _, way := range ways {
+		list = append(list,
+			o.refuse("annotations."+way.name, annotations, o.member(way.match...), annotated()),
+			o.refuse("traffictargets."+way.name, targets, o.member(way.match...), off))
+	}
+	return list
+}
+
+// annotated keeps a webhook off objects without annotations of ours, off changes
+// of anything else, and off mirror pods, which the kubelet runs whatever is said.
+func annotated() []admissionregistrationv1.MatchCondition {
+	return []admissionregistrationv1.MatchCondition{
+		{Name: "mentions-the-mesh", Expression: "object.metadata.?annotations.orValue({}).exists(k, k.startsWith('" + annotation.Prefix + "'))"},
+		{Name: "annotations-changed", Expression: "oldObject == null || object.metadata.?annotations != oldObject.metadata.?annotations"},
+		{Name: "not-mirror", Expression: notMirror},
+	}
+}
+
+// refuse returns a webhook that refuses objects. A mistake that got in is ignored
+// and reported, so no object waits for the mesh.
+func (o Options) refuse(name string, rule admissionregistrationv1.RuleWithOperations, match *metav1.LabelSelector, conditions []admissionregistrationv1.MatchCondition) admissionregistrationv1.ValidatingWebhook {
+	return admissionregistrationv1.ValidatingWebhook{
+		Name:                    name + ".refuse.outrigger.dev",
+		ClientConfig:            o.client(PathRefuse),
+		Rules:                   []admissionregistrationv1.RuleWithOperations{rule},
+		FailurePolicy:           new(admissionregistrationv1.Ignore),
+		MatchPolicy:             new(admissionregistrationv1.Equivalent),
+		NamespaceSelector:       match,
+		SideEffects:             new(admissionregistrationv1.SideEffectClassNone),
+		TimeoutSeconds:          new(int32(3)),
+		AdmissionReviewVersions: []string{"v1"},
+		MatchConditions: append([]admissionregistrationv1.MatchCondition{
+			{Name: "not-being-deleted", Expression: "!object.metadata.?deletionTimestamp.hasValue()"},
+		}, conditions...),
+	}
+}
+
+// member selects namespaces that may be in the mesh and match.
+func (o Options) member(match ...metav1.LabelSelectorRequirement) *metav1.LabelSelector {
+	return &metav1.LabelSelector{MatchExpressions: append([]metav1.LabelSelectorRequirement{
 		selector("kubernetes.io/metadata.name", metav1.LabelSelectorOpNotIn, annotation.SystemNamespaces(o.SystemNamespace)...),
 		selector(annotation.OSMIgnore, metav1.LabelSelectorOpDoesNotExist),
-	}, match...)
+	}, match...)}
+}
+
+// byOSM selects namespaces that are in the mesh by OSM's label, as annotation.ByOSM
+// does.
+func (o Options) byOSM() []metav1.LabelSelectorRequirement {
+	return []metav1.LabelSelectorRequirement{
+		selector(annotation.OSMMonitoredBy, metav1.LabelSelectorOpIn, o.OSMMesh),
+		selector(annotation.ControlPlane, metav1.LabelSelectorOpDoesNotExist),
+		selector(annotation.Inject, metav1.LabelSelectorOpDoesNotExist),
+	}
+}
+
+func (o Options) mutating(name, path string, conditions []admissionregistrationv1.MatchCondition, match ...metav1.LabelSelectorRequirement) admissionregistrationv1.MutatingWebhook {
 	timeout := o.TimeoutSeconds
 	if timeout == 0 {
 		timeout = 10
@@ -94,7 +179,7 @@ func (o Options) mutating(name, path string, conditions []admissionregistrationv
 		Rules:                   []admissionregistrationv1.RuleWithOperations{rule("", []string{"pods"}, admissionregistrationv1.Create)},
 		FailurePolicy:           new(admissionregistrationv1.Fail),
 		MatchPolicy:             new(admissionregistrationv1.Equivalent),
-		NamespaceSelector:       &metav1.LabelSelector{MatchExpressions: match},
+		NamespaceSelector:       o.member(match...),
 		SideEffects:             new(admissionregistrationv1.SideEffectClassNone),
 		TimeoutSeconds:          &timeout,
 		AdmissionReviewVersions: []string{"v1"},
@@ -102,7 +187,7 @@ func (o Options) mutating(name, path string, conditions []admissionregistrationv
 		MatchConditions: append([]admissionregistrationv1.MatchCondition{
 			{Name: "not-opted-out", Expression: "!(" + podWord + ").matches('^(?i:disabled|no|false)$')"},
 			{Name: "not-host-network-unless-asked", Expression: "!object.spec.?hostNetwork.orValue(false) || (" + podWord + ") != ''"},
-			{Name: "not-mirror", Expression: "!object.metadata.?annotations[?'kubernetes.io/config.mirror'].hasValue()"},
+			{Name: "not-mirror", Expression: notMirror},
 		}, conditions...),
 	}
 }

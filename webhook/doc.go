@@ -1,6 +1,7 @@
 // Package webhook answers the API server's admission requests: it decodes a pod,
 // looks its namespace up, asks package injector, and answers with a patch, a
-// refusal or a warning.
+// refusal or a warning. Policy objects and annotations that could not be honoured
+// it refuses.
 //
 // [New] is the HTTP handler, and [Configurations] is what the API server must be
 // told about it: which pods it sends to which path. The two belong together: a
@@ -12,5 +13,5 @@
 // and keeping the certificate fresh is the caller's business.
 //
 // configurations.go holds selectors and conditions, review.go the HTTP part,
-// inject.go and validate.go the answers.
+// inject.go, validate.go and refuse.go the answers.
 package webhook

@@ -56,6 +56,7 @@ func (w *warningLog) take() []string {
 // A world is a real API server that calls a real handler.
 type world struct {
 	client   *kubernetes.Clientset
+	config   *rest.Config
 	warnings *warningLog
 	hook     *httptest.Server
 }
@@ -71,14 +72,11 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(w.hook.Close)
 	config := rest.CopyConfig(server.Config)
 	config.WarningHandler, config.QPS = w.warnings, -1
-	w.client = kubernetes.NewForConfigOrDie(config)
+	w.client, w.config = kubernetes.NewForConfigOrDie(config), config
 	for _, ns := range namespaces() {
 		w.makeNamespace(t, ns)
 	}
-	o := options()
-	o.URL = w.hook.URL
-	o.CABundle = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.hook.Certificate().Raw})
-	mutating, validating := Configurations(o)
+	mutating, validating := Configurations(w.options())
 	hooks := w.client.AdmissionregistrationV1()
 	if _, err := hooks.MutatingWebhookConfigurations().Create(t.Context(), mutating, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -92,6 +90,14 @@ func newWorld(t *testing.T) *world {
 		return hasSidecar(enabled) && len(w.warnings.take()) > 0
 	})
 	return w
+}
+
+// options are those with which the API server calls the handler.
+func (w *world) options() Options {
+	o := options()
+	o.URL = w.hook.URL
+	o.CABundle = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.hook.Certificate().Raw})
+	return o
 }
 
 func (w *world) makeNamespace(t *testing.T, ns injector.Namespace) {
@@ -151,7 +157,11 @@ func TestRealAPIServer(t *testing.T) {
 	t.Run("Workloads", w.testWorkloads)
 	t.Run("Copy", w.testCopy)
 	t.Run("Reinvocation", w.testReinvocation)
-	t.Run("Outage", w.testOutage) // last: it stops the handler
+	t.Run("Refusals", w.testRefusals)
+	t.Run("OldMistakes", w.testOldMistakes)
+	t.Run("SwitchOff", w.testSwitchOff)
+	t.Run("AnyTrafficTarget", w.testAnyTrafficTarget) // changes the configuration
+	t.Run("Outage", w.testOutage)                     // last: it stops the handler
 }
 
 // testVerdicts wants each pod in each namespace to be injected, left alone or
@@ -169,6 +179,12 @@ func (w *world) testVerdicts(t *testing.T) {
 			if verdict.Outcome == injector.Denied {
 				if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), verdict.Message) {
 					t.Errorf("%s: error %v, want forbidden: %s", where, err, verdict.Message)
+				}
+				continue
+			}
+			if mistaken(ns, pod) { // also what will not be injected
+				if err := refused(err, annotation.Inject); err != nil {
+					t.Errorf("%s: %v", where, err)
 				}
 				continue
 			}
@@ -191,6 +207,12 @@ func (w *world) testVerdicts(t *testing.T) {
 			}
 		}
 	}
+}
+
+// mistaken reports whether a pod is refused for its annotations.
+func mistaken(ns injector.Namespace, pod *corev1.Pod) bool {
+	_, ours := pod.Annotations[annotation.Inject] // the only key of ours in the table
+	return ours && injector.MatchNamespace(ns, settings()) != injector.NoMatch && len(annotation.CheckPod(pod.Annotations)) > 0
 }
 
 func (w *world) testWorkloads(t *testing.T) {

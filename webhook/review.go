@@ -55,6 +55,7 @@ func New(c Config) http.Handler {
 		}))
 	}
 	mux.Handle(PathValidate, h.review(h.validate))
+	mux.Handle(PathRefuse, h.review(h.judge))
 	mux.HandleFunc(PathConvert, h.convert)
 	return mux
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/outrigger-mesh/outrigger/injector"
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
 )
 
 // validate warns about a workload whose pods will not get the sidecar that they
@@ -26,12 +28,28 @@ func (h handler) validate(ctx context.Context, r *admissionv1.AdmissionRequest) 
 		h.Log.V(1).Info("namespace is not known", "namespace", r.Namespace, "error", err.Error())
 		return response
 	}
-	verdict, _ := injector.Inject(injector.Request{Namespace: ns, Match: injector.MatchNamespace(ns, h.Settings), Pod: pod}, h.Settings)
+	match := injector.MatchNamespace(ns, h.Settings)
+	verdict, _ := injector.Inject(injector.Request{Namespace: ns, Match: match, Pod: pod}, h.Settings)
 	if verdict.Surprising {
 		response.Warnings = warnings(verdict)
 	}
+	if match != injector.NoMatch && r.Kind.Kind != "Pod" { // a Pod itself is refused
+		response.Warnings = foretell(response.Warnings, pod.Annotations)
+	}
 	response.AuditAnnotations = map[string]string{auditReason: string(verdict.Reason)}
 	return response
+}
+
+// foretell adds a warning for each annotation for which the workload's pods would
+// be refused, unless one is about it already.
+func foretell(warnings []string, annotations map[string]string) []string {
+	said := strings.Join(warnings, "\n")
+	for _, err := range annotation.CheckPod(annotations) {
+		if fault := err.Error(); !strings.Contains(said, fault) {
+			warnings = append(warnings, "outrigger: "+fault)
+		}
+	}
+	return warnings
 }
 
 // podOf returns the pod that a workload would make.

@@ -314,6 +314,7 @@ func TestValidateWarns(t *testing.T) {
 		reason, namespace string
 		template          corev1.PodTemplateSpec
 		says              []string
+		notFor            string
 	}{
 		"injected": {reason: "all is well", namespace: "enabled", template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}}},
 		"outside the mesh": {
@@ -329,6 +330,11 @@ func TestValidateWarns(t *testing.T) {
 			template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{annotation.ProxyCPU: "x", annotation.ExcludeUIDs: "y"}}},
 			says:     []string{annotation.ProxyCPU, annotation.ExcludeUIDs},
 		},
+		"not about the sidecar": {
+			reason: "whoever writes the workload does not see that its pods are refused; a pod is refused itself", namespace: "enabled", notFor: "Pod",
+			template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{annotation.MTLS: "x", annotation.Inject: "enabled"}}},
+			says:     []string{annotation.MTLS},
+		},
 		"namespace unknown": {reason: "a warning that may be wrong is worse than none", namespace: "new", template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}}},
 	}
 	h := newHandler(t, cache(namespaces()), func(v injector.Verdict) { t.Errorf("counted %v, but no pod was created", v) })
@@ -336,15 +342,19 @@ func TestValidateWarns(t *testing.T) {
 		tc.template.Spec.Containers = []corev1.Container{{Name: "app", Image: "example.com/app:1"}}
 		for _, object := range workloads(tc.template, false) {
 			gvk := object.GetObjectKind().GroupVersionKind()
+			want := tc.says
+			if gvk.Kind == tc.notFor {
+				want = nil
+			}
 			t.Run(name+"/"+gvk.Kind, func(t *testing.T) {
 				got := ask(t, h, PathValidate, &admissionv1.AdmissionRequest{
 					UID: "u-2", Kind: metav1.GroupVersionKind(gvk), Operation: admissionv1.Create, Namespace: tc.namespace,
 					Object: runtime.RawExtension{Raw: marshal(t, object)},
 				})
-				if !got.Allowed || len(got.Warnings) != len(tc.says) {
+				if !got.Allowed || len(got.Warnings) != len(want) {
 					t.Fatalf("%s: allowed %v with warnings %q", tc.reason, got.Allowed, got.Warnings)
 				}
-				for i, says := range tc.says {
+				for i, says := range want {
 					if !strings.Contains(got.Warnings[i], says) {
 						t.Errorf("%s: warning %q does not say %q", tc.reason, got.Warnings[i], says)
 					}
@@ -372,6 +382,7 @@ func FuzzHandler(f *testing.F) {
 		f.Add(PathOn, reviewOf(f, podRequest(f, "enabled", pod)))
 	}
 	f.Add(PathValidate, reviewOf(f, podRequest(f, "plain", pods()["label-enabled"])))
+	f.Add(PathRefuse, reviewOf(f, podRequest(f, "enabled", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{annotation.MTLS: "x"}}})))
 	f.Add(PathOSM, []byte(`{"request":{"uid":"x","object":null}}`))
 	h := newHandler(f, cache(namespaces()), nil)
 	f.Fuzz(func(t *testing.T, path string, body []byte) {

@@ -16,7 +16,25 @@ import (
 // TestWebhooksInChart holds the chart to what package webhook says, which is what
 // its tests try on a real API server.
 func TestWebhooksInChart(t *testing.T) {
-	text, err := render("outrigger-system", nil)
+	cases := map[string]struct {
+		values  map[string]any
+		options webhook.Options
+	}{
+		"default":                 {options: webhook.Options{OSMMesh: "osm"}},
+		"TrafficTargets anywhere": {values: map[string]any{"smi": map[string]any{"validateTrafficTarget": false}}, options: webhook.Options{OSMMesh: "osm", AnyTrafficTarget: true}},
+		"without OSM":             {values: map[string]any{"osmMeshName": ""}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			tc.options.Name, tc.options.SystemNamespace, tc.options.Service = "outrigger-outrigger-system", "outrigger-system", "outrigger-webhook"
+			compareWebhooks(t, tc.values, tc.options)
+		})
+	}
+}
+
+func compareWebhooks(t *testing.T, values map[string]any, options webhook.Options) {
+	t.Helper()
+	text, err := render("outrigger-system", values)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,9 +51,7 @@ func TestWebhooksInChart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wantMutating, wantValidating := webhook.Configurations(webhook.Options{
-		Name: "outrigger-outrigger-system", SystemNamespace: "outrigger-system", Service: "outrigger-webhook", OSMMesh: "osm",
-	})
+	wantMutating, wantValidating := webhook.Configurations(options)
 	opts := cmp.Options{cmpopts.IgnoreFields(metav1.ObjectMeta{}, "Labels"), cmpopts.EquateEmpty()}
 	if diff := cmp.Diff(wantMutating, &mutating, opts); diff != "" {
 		t.Errorf("the chart's mutating webhooks differ from the code's (-code +chart):\n%s", diff)

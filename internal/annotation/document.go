@@ -16,8 +16,10 @@ Everything that you can write on a namespace, a Service or a pod. What belongs o
 A Service's value wins over its namespace's, and a namespace's over that of the whole mesh (the chart). Words and lists are read as described; durations are
 written as Go does: ` + "`1.5s`, `2m`, `1h30m`" + `.
 
-A value that is not allowed, a key under ` + "`" + Prefix + "`" + ` that is not in this table, and one on a kind of object where it has no effect are mistakes. On a namespace of the mesh
-or a Service in it, each is left out and reported as an Event on the object (reason ` + "`BadAnnotation`" + `), and what the last column says holds. A pod is refused where that column says so.
+A value that is not allowed, a key under ` + "`" + Prefix + "`" + ` that is not in this table, and one on a kind of object where it has no effect are mistakes. Whoever writes an annotation with one
+on a namespace, or on a Service or pod in a namespace of the mesh, is refused by the API server with key, value and what is allowed, if the object has any annotation under ` + "`" + Prefix + "`" + `. A mistake
+that an object had before is let be, so that it does not stop other changes. What got in all the same, because the namespace joined later or outriggerd did not answer, is left out and reported as an Event on the
+namespace or Service (reason ` + "`BadAnnotation`" + `), and what the last column says holds.
 OSM's names in the table mean the same as ours; other names of OSM are overlooked.
 `)
 	for _, s := range subjects() {

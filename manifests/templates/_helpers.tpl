@@ -19,3 +19,16 @@ app.kubernetes.io/component: outriggerd
 {{- define "outrigger.word" -}}
 object.metadata.?labels[?'outrigger.dev/inject'].or(object.metadata.?annotations[?'outrigger.dev/inject']).or(object.metadata.?annotations[?'openservicemesh.io/sidecar-injection']).orValue('')
 {{- end -}}
+
+{{- /* Which namespaces are in the mesh, by our label ("mesh") or OSM's ("osm"). */ -}}
+{{- define "outrigger.member" -}}
+- {key: kubernetes.io/metadata.name, operator: NotIn, values: {{ include "outrigger.systemNamespaces" .root }}}
+- {key: openservicemesh.io/ignore, operator: DoesNotExist}
+{{- if eq .way "mesh" }}
+- {key: outrigger.dev/inject, operator: Exists}
+{{- else if eq .way "osm" }}
+- {key: openservicemesh.io/monitored-by, operator: In, values: [{{ .root.Values.osmMeshName | quote }}]}
+- {key: control-plane, operator: DoesNotExist}
+- {key: outrigger.dev/inject, operator: DoesNotExist}
+{{- end }}
+{{- end -}}
