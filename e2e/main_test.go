@@ -24,8 +24,10 @@ const (
 	// patience is how long something may take that should take a moment. Two
 	// cores are shared by the cluster, its pods and the tests.
 	patience = time.Minute
-	// atOnce is how many tests run at the same time. They wait more than they work.
-	atOnce = "5"
+	// atOnce is how many tests run at the same time. Some bring up a dozen pods: with
+	// more at once two cores are so busy that the kubelet's probes time out, and pods
+	// which are well stop being ready.
+	atOnce = "3"
 )
 
 // cluster is the cluster with the mesh, and before what was in it without.
