@@ -28,7 +28,7 @@ demo: setup ## bring up a cluster, install the mesh and show what it does (first
 demo-down: ## take the demo's cluster down
 	$(CLUSTER) down
 
-test: ## pass all tests, from nothing (first run: about 40 minutes, then 10)
+test: ## pass all tests, from nothing (with built tools about 25 minutes on two cores)
 	$(STEP) "set up: install what is missing, build the tools (first run: about 12 minutes)"
 	@$(MAKE) setup
 	$(STEP) "formatting and generated files"
