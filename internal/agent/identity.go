@@ -11,14 +11,18 @@ import (
 	"time"
 
 	"github.com/outrigger-mesh/outrigger/bootstrap"
+	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
 const (
 	// trustInterval is how often the mounted roots are read again. The kubelet
 	// needs about a minute itself to bring a change into the pod.
 	trustInterval = 30 * time.Second
-	// signTimeout bounds one request for a certificate.
-	signTimeout = 10 * time.Second
+	// signTimeout bounds one request for a certificate. It is longer than outriggerd
+	// waits for its issuer, so that what outriggerd says about that arrives.
+	signTimeout = 50 * time.Second
+	// longestRetryAfter bounds what outriggerd may ask for.
+	longestRetryAfter = 2 * time.Minute
 	// firstRetry and lastRetry bound the back-off.
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 30 * time.Second
@@ -89,7 +93,7 @@ func (i *identity) keep(ctx context.Context) error {
 			}
 			if err != nil {
 				failures++
-				wait := backoff(failures)
+				wait := max(backoff(failures), spread(signing.RetryAfter(err)))
 				i.log.Warn("no certificate", "error", err, "attempt", failures, "retryIn", wait.Round(time.Millisecond).String())
 				next.Reset(wait)
 				continue
@@ -175,6 +179,13 @@ func renewal(left time.Duration) time.Duration {
 // backoff doubles with each failure, half of it more or less.
 func backoff(failures int) time.Duration {
 	return jitter(min(firstRetry<<min(failures-1, 16), lastRetry), 0.5)
+}
+
+// spread is d and up to as much again, so that those who were sent away together
+// do not come back together.
+func spread(d time.Duration) time.Duration {
+	d = min(d, longestRetryAfter)
+	return d + time.Duration(rand.Float64()*float64(d)) //nolint:gosec // spreads load, keeps no secret
 }
 
 // jitter is d, more or less by up to a share of it.

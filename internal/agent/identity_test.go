@@ -131,3 +131,19 @@ func TestRenewalFollowsTheWholeChain(t *testing.T) {
 		t.Errorf("the chain ends at %s; want the leaf's end, %s", got, leaf.NotAfter)
 	}
 }
+
+// TestThoseSentAwayDoNotComeBackTogether wants what outriggerd asks for to be
+// kept, and spread.
+func TestThoseSentAwayDoNotComeBackTogether(t *testing.T) {
+	earliest, latest := time.Hour, time.Duration(0)
+	for range 1000 {
+		d := spread(10 * time.Second)
+		earliest, latest = min(earliest, d), max(latest, d)
+	}
+	if earliest < 10*time.Second || latest > 20*time.Second || latest-earliest < 5*time.Second {
+		t.Errorf("asked to come back after 10 s, they come between %s and %s; want 10 to 20 s, spread", earliest, latest)
+	}
+	if d := spread(time.Hour); d > 2*longestRetryAfter {
+		t.Errorf("whoever asks for an hour makes an agent wait %s", d)
+	}
+}

@@ -19,12 +19,17 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/outrigger-mesh/outrigger/bootstrap"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
+
+// connectTimeout bounds how long outriggerd may take to answer at all.
+const connectTimeout = 10 * time.Second
 
 // A signer asks outriggerd for certificates of one workload.
 type signer struct {
@@ -56,6 +61,9 @@ func (s signer) sign(ctx context.Context, trusted roots) (*signed, error) {
 		grpc.WithPerRPCCredentials(token(s.tokenFile)),
 		grpc.WithNoProxy(), // the user's proxy settings are the application's
 		grpc.WithDisableServiceConfig(),
+		// Nobody there is found out long before an issuer that is slow.
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: grpcbackoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: connectTimeout, Timeout: connectTimeout}),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("prepare the connection to %s: %w", s.settings.ControlPlane, err)

@@ -2,9 +2,12 @@ package identity
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc/codes"
+
+	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
 // A Signer signs for pods that prove who they are.
@@ -40,6 +43,9 @@ func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (chain, roo
 		return nil, nil, err
 	}
 	issued, err := issue(ctx, s.Issuer, request, template)
+	if refusal, ok := errors.AsType[*signing.Refusal](err); ok {
+		return nil, nil, refusal // the issuer has said what is wrong
+	}
 	if err != nil {
 		return nil, nil, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
 	}

@@ -38,6 +38,8 @@ const (
 	ReasonKey             = "request-key"
 	ReasonNames           = "request-names"
 	ReasonIssuer          = "issuer-failed"
+	ReasonBusy            = "issuer-busy"
+	ReasonDenied          = "issuer-denied"
 )
 
 // proxyContainer is what the injector calls the sidecar.

@@ -131,7 +131,7 @@ func TestNewestStreamsOfAPodStay(t *testing.T) {
 // Anybody who reaches the port may begin to ask for a certificate.
 func TestCallersWithoutCertificateAreBounded(t *testing.T) {
 	w := newWorld(t, func(c *Config) {
-		c.SignRate, c.SignBurst, c.SignTime = 1e-9, 1, 50*time.Millisecond
+		c.SignRate, c.SignBurst, c.ReadTime = 1e-9, 1, 50*time.Millisecond
 	})
 	begin := func() error {
 		stream, err := w.dial(t, nil).NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true}, signing.Certificates_Sign_FullMethodName)
@@ -145,7 +145,7 @@ func TestCallersWithoutCertificateAreBounded(t *testing.T) {
 			return errors.New("no answer")
 		}
 	}
-	if err := begin(); status.Code(err) != codes.DeadlineExceeded {
+	if err := begin(); status.Code(err) != codes.Canceled {
 		t.Errorf("a call whose message never comes ends with %v", err)
 	}
 	counter := w.metrics.signed.WithLabelValues("refused", reasonRate)
@@ -154,6 +154,30 @@ func TestCallersWithoutCertificateAreBounded(t *testing.T) {
 	}
 	if n := value(t, counter); n != 1 {
 		t.Errorf("it was counted %v times", n)
+	}
+}
+
+// slowSigner is an issuer that answers when nobody waits any more.
+type slowSigner struct{}
+
+func (slowSigner) Sign(ctx context.Context, _ string, _ []byte) (chain, roots [][]byte, err error) {
+	<-ctx.Done()
+	return nil, nil, refuse(codes.Unavailable, "issuer-failed", "%w", context.Cause(ctx))
+}
+
+// An issuer may take longer than a message may, but not for ever.
+func TestSlowIssuerHasItsTime(t *testing.T) {
+	w := newWorld(t, func(c *Config) {
+		c.Signer, c.ReadTime, c.SignTime = slowSigner{}, 50*time.Millisecond, 500*time.Millisecond
+	})
+	started := time.Now()
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer a")
+	_, err := signing.NewCertificatesClient(w.dial(t, nil)).Sign(ctx, &signing.SignRequest{Csr: []byte("csr")})
+	if code := status.Code(err); code != codes.Unavailable && code != codes.DeadlineExceeded {
+		t.Errorf("the call ends with %v", err)
+	}
+	if took := time.Since(started); took < 500*time.Millisecond {
+		t.Errorf("the issuer had %s; want all of its time", took)
 	}
 }
 

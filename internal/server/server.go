@@ -68,8 +68,10 @@ type Config struct {
 	// address.
 	SignRate  rate.Limit
 	SignBurst int
-	// SignTime is how long such a call may take, from its first byte; zero is 15 s.
-	SignTime time.Duration
+	// SignTime is how long such a call may take, from its first byte, which the
+	// issuer needs most of; zero is 45 s, a little less than agents wait. ReadTime is
+	// how long its message may take to arrive; zero is 10 s.
+	SignTime, ReadTime time.Duration
 	// WarmTime is how long listeners and routes wait for clusters to be
 	// acknowledged; zero is 2 s.
 	WarmTime time.Duration
@@ -85,7 +87,8 @@ func (c Config) withDefaults() Config {
 	c.StreamRate = cmp.Or(c.StreamRate, 200)
 	c.SignRate = cmp.Or(c.SignRate, 5)
 	c.SignBurst = cmp.Or(c.SignBurst, 50)
-	c.SignTime = cmp.Or(c.SignTime, 15*time.Second)
+	c.SignTime = cmp.Or(c.SignTime, 45*time.Second)
+	c.ReadTime = cmp.Or(c.ReadTime, 10*time.Second)
 	c.WarmTime = cmp.Or(c.WarmTime, 2*time.Second)
 	c.ConnectionAge = cmp.Or(c.ConnectionAge, 30*time.Minute)
 	c.StopTime = cmp.Or(c.StopTime, 5*time.Second)

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
@@ -31,6 +32,7 @@ const (
 // Sign passes a request for a certificate on to the Signer, after the checks
 // that cost nothing.
 func (s *Server) Sign(ctx context.Context, request *signing.SignRequest) (*signing.SignResponse, error) {
+	arrived(ctx)
 	response, err := s.sign(ctx, request)
 	if err == nil {
 		s.metrics.signed.WithLabelValues("signed", "").Inc()
@@ -67,8 +69,22 @@ func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, er
 		return nil, s.refused(ctx, refuse(codes.ResourceExhausted, reasonRate, "this address asks too often"))
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SignTime)
-	context.AfterFunc(ctx, cancel) // gRPC ends the parent with the call
-	return ctx, nil
+	reading := time.AfterFunc(s.cfg.ReadTime, cancel)
+	context.AfterFunc(ctx, func() { // gRPC ends the parent with the call
+		reading.Stop()
+		cancel()
+	})
+	return context.WithValue(ctx, readTimer{}, reading), nil
+}
+
+// readTimer is the key of the timer that ends a call whose message does not come.
+type readTimer struct{}
+
+// arrived takes note that a call's message is there.
+func arrived(ctx context.Context) {
+	if reading, ok := ctx.Value(readTimer{}).(*time.Timer); ok {
+		reading.Stop()
+	}
 }
 
 func (s *Server) sign(ctx context.Context, request *signing.SignRequest) (*signing.SignResponse, error) {

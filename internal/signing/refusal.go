@@ -1,8 +1,12 @@
 package signing
 
 import (
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // A Refusal is why a certificate was not signed. It is the error of
@@ -13,6 +17,9 @@ type Refusal struct {
 	// Reason is for metrics and for people to search for: short, and never
 	// reworded.
 	Reason string
+	// RetryAfter is when the caller should come back at the earliest; zero leaves
+	// that to the caller.
+	RetryAfter time.Duration
 	// Err says what was wrong. The caller sees it, so it holds nothing that the
 	// caller does not know.
 	Err error
@@ -24,5 +31,30 @@ func (r *Refusal) Error() string { return r.Reason + ": " + r.Err.Error() }
 // Unwrap returns Err.
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// GRPCStatus makes a Refusal the status of a call.
-func (r *Refusal) GRPCStatus() *status.Status { return status.New(r.Code, r.Error()) }
+// GRPCStatus makes a Refusal the status of a call, with RetryAfter in its details.
+func (r *Refusal) GRPCStatus() *status.Status {
+	plain := status.New(r.Code, r.Error())
+	if r.RetryAfter <= 0 {
+		return plain
+	}
+	detailed, err := plain.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(r.RetryAfter)})
+	if err != nil {
+		return plain // Code is OK, which has no details
+	}
+	return detailed
+}
+
+// RetryAfter returns when whoever refused a call wants it again at the earliest;
+// zero where it does not say.
+func RetryAfter(err error) time.Duration {
+	answer, ok := status.FromError(err)
+	if !ok {
+		return 0
+	}
+	for _, detail := range answer.Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok {
+			return max(0, info.GetRetryDelay().AsDuration())
+		}
+	}
+	return 0
+}

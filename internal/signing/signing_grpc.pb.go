@@ -36,9 +36,10 @@ type CertificatesClient interface {
 	// Sign returns a certificate for the key of the request. Errors:
 	// UNAUTHENTICATED when the token is not accepted, PERMISSION_DENIED when the
 	// caller may not have the identity it asks for, INVALID_ARGUMENT when the
-	// request is malformed, RESOURCE_EXHAUSTED when it comes too often,
-	// UNAVAILABLE when the issuer does not answer. Only the last two are worth
-	// another try with the same token.
+	// request is malformed, RESOURCE_EXHAUSTED when it comes too often or too many
+	// wait, UNAVAILABLE when the issuer does not answer. Only the last two are worth
+	// another try with the same token. A google.rpc.RetryInfo in the details says
+	// when at the earliest.
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
 }
 
@@ -72,9 +73,10 @@ type CertificatesServer interface {
 	// Sign returns a certificate for the key of the request. Errors:
 	// UNAUTHENTICATED when the token is not accepted, PERMISSION_DENIED when the
 	// caller may not have the identity it asks for, INVALID_ARGUMENT when the
-	// request is malformed, RESOURCE_EXHAUSTED when it comes too often,
-	// UNAVAILABLE when the issuer does not answer. Only the last two are worth
-	// another try with the same token.
+	// request is malformed, RESOURCE_EXHAUSTED when it comes too often or too many
+	// wait, UNAVAILABLE when the issuer does not answer. Only the last two are worth
+	// another try with the same token. A google.rpc.RetryInfo in the details says
+	// when at the earliest.
 	Sign(context.Context, *SignRequest) (*SignResponse, error)
 	mustEmbedUnimplementedCertificatesServer()
 }
