@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -19,6 +20,13 @@ import (
 type module struct {
 	name     string
 	programs map[string]string // name of the program to its package
+}
+
+// testModules returns what tests run beside a cluster. No cluster waits for it.
+func testModules() []module {
+	return []module{
+		{"vault", map[string]string{"vault": "."}},
+	}
 }
 
 // modules returns everything that a whole cluster needs built.
@@ -85,7 +93,7 @@ func (c Config) build(ctx context.Context, names ...string) (programs, error) {
 }
 
 func findProgram(name string) (mod, pkg string, err error) {
-	for _, m := range modules() {
+	for _, m := range slices.Concat(modules(), testModules()) {
 		if pkg, ok := m.programs[name]; ok {
 			return m.name, pkg, nil
 		}

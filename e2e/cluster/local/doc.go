@@ -8,11 +8,13 @@
 // kube-scheduler, kubelet, kube-proxy, containerd and CoreDNS are the ones that
 // run elsewhere.
 //
-// There are two things to start:
+// There are three things to start:
 //
 //   - [StartAPIServer]: etcd and kube-apiserver only, bound to the process that
 //     asked for them. Any number may run at once, without root. This is what
 //     integration tests want.
+//   - [StartVault]: Vault, bound to its process likewise, for tests of the mesh's
+//     issuers.
 //   - [Up]: the whole node. It outlives the process that started it and
 //     needs root. This is what end-to-end tests and the demo want.
 //

@@ -36,13 +36,17 @@ func hostPrograms() map[string]string {
 
 // Setup installs the Debian packages that the cluster needs and this machine
 // does not have, and builds the programs that the cache does not hold. Up does
-// the same first; Setup is for whoever wants to have the wait behind them.
+// the same first, but for what only tests run; Setup is for whoever wants to have
+// the wait behind them.
 func Setup(ctx context.Context, config Config) error {
 	c, err := config.complete()
 	if err != nil {
 		return err
 	}
-	_, err = c.setup(ctx)
+	if _, err := c.setup(ctx); err != nil {
+		return err
+	}
+	_, err = c.build(ctx, programNames(testModules())...)
 	return err
 }
 
@@ -50,7 +54,7 @@ func (c Config) setup(ctx context.Context) (programs, error) {
 	if err := c.installPackages(ctx); err != nil {
 		return nil, err
 	}
-	return c.build(ctx, programNames()...)
+	return c.build(ctx, programNames(modules())...)
 }
 
 // installPackages asks apt-get only if something is missing.

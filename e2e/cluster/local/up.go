@@ -102,10 +102,10 @@ func Kubeconfig(config Config) (string, error) {
 
 func (c Config) lockFile() string { return filepath.Join(c.State, "lock") }
 
-// programNames returns the programs of a whole cluster in the order of building.
-func programNames() []string {
+// programNames returns the programs of modules in the order of building.
+func programNames(modules []module) []string {
 	var names []string
-	for _, m := range modules() {
+	for _, m := range modules {
 		for name := range m.programs {
 			names = append(names, name)
 		}
