@@ -10,6 +10,7 @@
 //	xds         PURE   View -> encoded Envoy resources, and their differences
 //	why         PURE   a call or a pod -> the verdict, its reason, what to change
 //	manifest    PURE   YAML -> the objects that ingest reads, without a cluster
+//	rotation    PURE   authorities, and the safe way from one to another
 //	iptables    PURE   redirect settings -> iptables-restore text
 //	signing            the call by which an agent gets its certificate
 //	api                the SMI kinds: types and deep copies

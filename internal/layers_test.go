@@ -64,8 +64,9 @@ var layers = map[string]layer{
 		ours:    []string{"internal/mesh", "internal/ingest", "internal/api", "internal/annotation", "injector"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/"},
 	},
+	"internal/rotation": {pure: true, outside: []string{"k8s.io/apimachinery/pkg/util/validation"}},
 	"internal/identity": {
-		ours:    []string{"internal/mesh", "internal/signing", "internal/annotation"},
+		ours:    []string{"internal/mesh", "internal/rotation", "internal/signing", "internal/annotation"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/", "golang.org/x/", "google.golang.org/grpc/codes"},
 	},
 	"internal/server": {

@@ -8,6 +8,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 	"github.com/outrigger-mesh/outrigger/manifests"
 )
 
@@ -66,14 +67,38 @@ func TestLegacyIptables(t *testing.T) {
 	}
 }
 
-// TestUsersCA wants outriggerd to be told of a Secret, and to have the right to
-// read that one and not another.
-func TestUsersCA(t *testing.T) {
-	for secret, want := range map[string]string{"": "[outrigger-ca, outrigger-webhook-ca]", "mine": "[mine, outrigger-webhook-ca]"} {
-		chart, _, err := runCommand(t, "", "install", "--dry-run", "--set", "certificates.builtIn.secret="+secret)
-		if err != nil || !strings.Contains(chart, "--ca-secret="+secret+"\n") || !strings.Contains(chart, "resourceNames: "+want) {
-			t.Errorf("secret %q: outriggerd is not told, or may not read it (%v)", secret, err)
-		}
+// TestAuthority wants outriggerd to be told who signs, and to have the right to read
+// the Secrets that this needs and no others.
+func TestAuthority(t *testing.T) {
+	const own = `"outrigger-ca","outrigger-ca-2","outrigger-ca-3","outrigger-ca-4","outrigger-webhook-ca"`
+	cases := map[string]struct{ set, authority, secrets string }{
+		"own root":     {set: "", authority: `{"builtIn":{"secret":""}}`, secrets: own},
+		"user's":       {set: "certificates.builtIn.secret=mine", authority: `{"builtIn":{"secret":"mine"}}`, secrets: own + `,"mine"`},
+		"cert-manager": {set: "certificates.issuer=certManager,certificates.certManager.issuer=mesh", authority: `{"certManager":{"group":"cert-manager.io","issuer":"mesh","kind":"Issuer","rootsConfigMap":""}}`, secrets: own},
+		"Vault": {
+			set:       "certificates.issuer=vault,certificates.vault.address=https://v:8200,certificates.vault.role=mesh,certificates.vault.token.secret=login,certificates.vault.token.key=token,certificates.vault.caSecret=vault-ca",
+			authority: `"role":"mesh","token":{"key":"token","secret":"login"}}}`, secrets: own + `,"vault-ca","login"`,
+		},
+		"Kubernetes login": {
+			set:       "certificates.issuer=vault,certificates.vault.address=https://v:8200,certificates.vault.role=mesh,certificates.vault.kubernetes.role=outriggerd",
+			authority: `"kubernetes":{"role":"outriggerd"}`, secrets: own,
+		},
+		"later": {set: "certificates.secrets={next}", authority: `{"builtIn":{"secret":""}}`, secrets: own + `,"next"`},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			chart, _, err := runCommand(t, "", "install", "--dry-run", "--set", tc.set)
+			if err != nil || !strings.Contains(chart, "resourceNames: ["+tc.secrets+"]\n") {
+				t.Errorf("%s: outriggerd may not read [%s] (%v)", tc.set, tc.secrets, err)
+			}
+			match := regexp.MustCompile(`'--authority=(.*)'`).FindStringSubmatch(chart)
+			if match == nil || !strings.Contains(match[1], tc.authority) {
+				t.Fatalf("%s: outriggerd is told %q; want %s", tc.set, match, tc.authority)
+			}
+			if _, err := rotation.ParseAuthority([]byte(match[1]), "cluster.local"); err != nil {
+				t.Errorf("%s: %v", tc.set, err)
+			}
+		})
 	}
 }
 
@@ -88,6 +113,7 @@ func TestSlipsInValues(t *testing.T) {
 		"exclusions.inboundPorts={70000}":   "inboundPorts",
 		"clusterTrustBundle=always":         "'auto', 'never'",
 		"certificates.builtIn.secret=My_CA": "certificates/builtIn/secret",
+		"certificates.issuer=tresor":        "'builtIn', 'certManager', 'vault'",
 		"webhook.certManager.enabled=true":  "webhook.certManager.issuerRef.name is empty",
 	} {
 		_, _, err := runCommand(t, "", "install", "--dry-run", "--set", set)

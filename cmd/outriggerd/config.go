@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
 // config is what outriggerd was told: the mesh, what injected pods get, and where
@@ -22,7 +25,7 @@ type config struct {
 	namespace                                 string
 	trafficPolicy, egress                     string
 	clusterTrustBundle                        string
-	caSecret                                  string
+	authority                                 identity.Authority // of the mesh's first start
 	serviceCIDRs                              prefixes
 
 	proxy    proxyConfig
@@ -68,7 +71,7 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.Var(&c.serviceCIDRs, "service-cidrs", "ranges of ClusterIPs (default: asked from the API server)")
 	f.StringVar(&c.clusterTrustBundle, "cluster-trust-bundle", "auto", "auto or never: whether pods get the roots as a ClusterTrustBundle where all nodes can")
 	f.DurationVar(&c.leaf, "workload-certificate-duration", 24*time.Hour, "how long a workload's certificate is valid")
-	f.StringVar(&c.caSecret, "ca-secret", "", "Secret in the system namespace with a root or intermediate of yours; empty: the mesh makes its own in outrigger-ca")
+	authority := f.String("authority", `{"builtIn":{}}`, "who signs, as JSON; without a trustDomain it is of the mesh's")
 	f.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 
 	f.StringVar(&c.proxy.image, "proxy-image", "", "image of the sidecar")
@@ -98,6 +101,10 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	if f.NArg() > 0 {
 		return config{}, fmt.Errorf("unexpected argument %q; outriggerd takes flags only", f.Arg(0))
 	}
+	var err error
+	if c.authority, err = rotation.ParseAuthority([]byte(*authority), c.trustDomain); err != nil {
+		return c, errors.Join(fmt.Errorf("--authority: %w", err), c.validate())
+	}
 	return c, c.validate()
 }
 
@@ -126,12 +133,6 @@ func (c config) validate() error {
 	name("mesh", c.mesh)
 	name("trust-domain", c.trustDomain)
 	name("cluster-domain", c.clusterDomain)
-	if c.caSecret != "" {
-		name("ca-secret", c.caSecret)
-	}
-	if _, err := netip.ParseAddr(c.trustDomain); err == nil {
-		errs = append(errs, fmt.Errorf("--trust-domain is %q; an address is not allowed, because certificates cannot be constrained to it", c.trustDomain))
-	}
 	oneOf("traffic-policy", c.trafficPolicy, "permissive", "enforced")
 	oneOf("egress", c.egress, "allow", "deny")
 	oneOf("cluster-trust-bundle", c.clusterTrustBundle, "auto", "never")

@@ -21,8 +21,8 @@ func TestParseConfig(t *testing.T) {
 		"range":          {reason: "a range is not an address", args: append(good, "--service-cidrs=10.0.0.1"), want: []string{"service-cidrs", "10.0.0.1", "10.0.0.0/8"}},
 		"short lifetime": {reason: "renewal needs time", args: append(good, "--workload-certificate-duration=1m"), want: []string{"--workload-certificate-duration", "1m0s", "10m to 720h"}},
 		"an argument":    {reason: "a flag without dashes is told", args: append(good, "egress=deny"), want: []string{"egress=deny"}},
-		"address":        {reason: "a URI constraint cannot be an address", args: append(good, "--trust-domain=10.0.0.1"), want: []string{"--trust-domain", "10.0.0.1", "address"}},
-		"CA's Secret":    {reason: "it is the name of an object", args: append(good, "--ca-secret=My CA"), want: []string{"--ca-secret", "My CA"}},
+		"address":        {reason: "a URI constraint cannot be an address", args: append(good, "--trust-domain=10.0.0.1"), want: []string{"trustDomain", "10.0.0.1", "address"}},
+		"CA's Secret":    {reason: "it is the name of an object", args: append(good, `--authority={"builtIn":{"secret":"My CA"}}`), want: []string{"--authority", "builtIn.secret", "My CA"}},
 		"trust domain":   {reason: "it becomes part of a URI", args: append(good, "--trust-domain=a/b"), want: []string{"--trust-domain", "a/b"}},
 	}
 	env := func(name string) string { return map[string]string{"POD_NAMESPACE": "outrigger-system"}[name] }

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"time"
 
+	"github.com/go-logr/logr"
 	"k8s.io/client-go/rest"
 
 	"github.com/outrigger-mesh/outrigger/internal/controller"
@@ -28,24 +30,21 @@ func (r rootsSignals) changed() {
 	}
 }
 
-// wireIdentity opens the mesh's CA and keeps its roots where pods find them.
+// wireIdentity opens the mesh's authority, as soon as that can be, and keeps its
+// roots where pods find them.
 func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
-	home := identity.Home{Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh}
-	ca, err := identity.OpenCA(ctx, home, identity.CAConfig{
-		TrustDomain: p.cfg.trustDomain, Secret: p.cfg.caSecret, Changed: p.roots.changed,
-	})
-	if err != nil {
-		return err
-	}
-	p.issuer = ca
-	p.trust = identity.Trust{Home: home, Issuer: ca}
+	p.home = identity.Home{Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh}
+	p.trust = identity.Trust{Home: p.home, Authorities: &p.authorities}
 	if p.cfg.clusterTrustBundle == "auto" {
-		if p.bundle, err = p.clusterBundle(ctx, home); err != nil {
+		can, err := p.home.MountsClusterBundles(ctx)
+		if can {
+			p.bundle = p.home.ClusterBundle()
+		} else if err != nil {
 			p.log.Info("pods get the roots from ConfigMaps", "reason", err.Error())
 		}
 	}
 	return errors.Join(
-		p.mgr.Add(everywhere(func(ctx context.Context) error { return ca.Run(ctx, p.log.WithName("ca")) })),
+		p.mgr.Add(everywhere(p.keepAuthority)),
 		p.mgr.Add(&controller.TrustKeeper{
 			Cache: p.mgr.GetCache(), Members: p.lookup.Members, Log: p.log.WithName("trust"),
 			Sync: p.syncTrust, Changed: p.roots.keeper,
@@ -53,17 +52,53 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 	)
 }
 
-// clusterBundle writes the mesh's ClusterTrustBundle before any pod asks for it,
-// and returns its name; empty where nodes do not mount it.
-func (p *plane) clusterBundle(ctx context.Context, home identity.Home) (string, error) {
-	can, err := home.MountsClusterBundles(ctx)
-	if err != nil || !can {
-		return "", err
+// keepAuthority opens the authority, trying again until it can be, and follows it
+// until ctx ends.
+func (p *plane) keepAuthority(ctx context.Context) error {
+	log := p.log.WithName("authority").WithValues("authority", p.cfg.authority.Name)
+	issuer, err := p.openUntilDone(ctx, log)
+	if err != nil {
+		return nil //nolint:nilerr // ctx ended
 	}
-	if _, err := p.trust.SyncClusterBundle(ctx); err != nil {
-		return "", err
+	opened := identity.Opened{Authority: p.cfg.authority, Issuer: issuer}
+	p.authorities.Set(identity.Accepted{Signing: opened, Serving: opened, Trusted: []identity.Opened{opened}})
+	p.rootsChanged()
+	log.Info("authority is open", "kind", p.cfg.authority.Kind())
+	if p.bundle != "" {
+		// Before the elected replica looks: pods that ask for it wait for it.
+		if _, err := p.trust.SyncClusterBundle(ctx); err != nil {
+			log.Error(err, "ClusterTrustBundle not written; the elected replica tries again")
+		}
 	}
-	return home.ClusterBundle(), nil
+	if following, ok := issuer.(follower); ok {
+		return following.Run(ctx, log)
+	}
+	return nil
+}
+
+func (p *plane) openUntilDone(ctx context.Context, log logr.Logger) (identity.Issuer, error) {
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-again.C:
+		}
+		issuer, err := p.openIssuer(ctx, p.cfg.authority, p.rootsChanged)
+		if err == nil {
+			return issuer, nil
+		}
+		p.authorities.Missing(err)
+		log.Error(err, "authority is not open", "retryIn", reopen.String())
+		again.Reset(reopen)
+	}
+}
+
+// rootsChanged tells everybody who uses the roots.
+func (p *plane) rootsChanged() {
+	p.authorities.RootsChanged()
+	p.roots.changed()
 }
 
 // syncTrust makes the roots what they should be wherever pods find them, and says

@@ -54,12 +54,14 @@ type plane struct {
 	mgr    manager.Manager
 	direct client.Client // not a cache
 	lookup controller.Lookup
-	issuer identity.Issuer
+	home   identity.Home
 	trust  identity.Trust
 	bundle string // name of the ClusterTrustBundle that pods mount; empty for the ConfigMap
 	roots  rootsSignals
 	xds    *server.Server
 	served []api.Served // the kinds of policy, as the cluster has them
+	// authorities are those of the moment; none until one is open.
+	authorities identity.Authorities
 	// ready are what must be fulfilled before this replica is sent anything.
 	ready []func() error
 }
@@ -151,11 +153,9 @@ func (p *plane) wireManager(_ context.Context, restConfig *rest.Config) error {
 }
 
 // wireServer serves xDS and signing.
-func (p *plane) wireServer(ctx context.Context, restConfig *rest.Config) error {
-	serving, err := identity.NewServing(ctx, p.issuer, p.cfg.namespace, p.cfg.trustDomain, p.cfg.leaf)
-	if err != nil {
-		return fmt.Errorf("make the serving certificate: %w", err)
-	}
+func (p *plane) wireServer(_ context.Context, restConfig *rest.Config) error {
+	serving := identity.NewServing(&p.authorities, p.cfg.namespace, p.cfg.leaf)
+	p.ready = append(p.ready, serving.Ready)
 	reviews, err := authenticationv1.NewForConfig(restConfig)
 	if err != nil {
 		return fmt.Errorf("prepare token reviews: %w", err)
@@ -166,7 +166,7 @@ func (p *plane) wireServer(ctx context.Context, restConfig *rest.Config) error {
 	})
 	p.xds = server.New(server.Config{
 		TrustDomain: p.cfg.trustDomain, Credentials: serving, Pods: verifier,
-		Signer: &identity.Signer{Verifier: verifier, Issuer: p.issuer, TrustDomain: p.cfg.trustDomain, Lifetime: p.cfg.leaf},
+		Signer: &identity.Signer{Verifier: verifier, Authorities: &p.authorities, Lifetime: p.cfg.leaf},
 		Log:    p.log.WithName("xds"), Metrics: metrics.Registry,
 	})
 	return errors.Join(
@@ -200,8 +200,12 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 	publisher := controller.NewPublisher(controller.PublisherConfig{
 		Cache: p.mgr.GetCache(),
 		Options: func(ctx context.Context) (ingest.Options, error) {
+			accepted, err := p.authorities.Now()
+			if err != nil {
+				return ingest.Options{}, err
+			}
 			cidrs, err := p.cfg.ranges(ctx, p.mgr.GetCache())
-			return p.cfg.ingest(cidrs, p.trust.Bundle()), err
+			return p.cfg.ingest(cidrs, accepted.Domains()), err
 		},
 		Also:    p.cfg.rangeKinds(),
 		Changed: p.roots.publisher,

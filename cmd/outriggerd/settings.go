@@ -14,6 +14,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/injector"
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
@@ -60,16 +61,16 @@ func (c config) injector(bundle string) (injector.Settings, error) {
 	return s, errors.Join(append(errs, s.Validate())...)
 }
 
-// ingest returns the mesh's settings for a snapshot, with the roots as they are
-// now.
-func (c config) ingest(cidrs []netip.Prefix, roots string) ingest.Options {
+// ingest returns the mesh's settings for a snapshot, with the trust domains that
+// are accepted now, of which the first one signs.
+func (c config) ingest(cidrs []netip.Prefix, domains []identity.Domain) ingest.Options {
 	mode := mesh.Enforced
 	if c.trafficPolicy == "permissive" {
 		mode = mesh.Permissive
 	}
 	return ingest.Options{
 		Mode: mode, AllowEgress: c.egress == "allow",
-		TrustDomain: c.trustDomain, ClusterDomain: c.clusterDomain, TrustBundle: roots,
+		TrustDomain: domains[0].Name, ClusterDomain: c.clusterDomain, TrustBundle: domains[0].Bundle(),
 		ServiceCIDRs: cidrs, OSMMeshName: c.osmMesh, SystemNamespace: c.namespace,
 	}
 }

@@ -63,12 +63,16 @@ func isUnknownKind(err error) bool {
 // SyncClusterBundle makes the mesh's ClusterTrustBundle hold the roots, and
 // reports whether it had to be written.
 func (t Trust) SyncClusterBundle(ctx context.Context) (bool, error) {
+	bundle, err := t.Bundle()
+	if err != nil {
+		return false, err
+	}
 	want := &certificatesv1.ClusterTrustBundle{
 		ObjectMeta: metav1.ObjectMeta{Name: t.Home.ClusterBundle(), Labels: map[string]string{TrustLabel: t.Home.Mesh}},
-		Spec:       certificatesv1.ClusterTrustBundleSpec{TrustBundle: t.Bundle()},
+		Spec:       certificatesv1.ClusterTrustBundleSpec{TrustBundle: bundle},
 	}
 	found := &certificatesv1.ClusterTrustBundle{}
-	err := t.Home.Client.Get(ctx, client.ObjectKeyFromObject(want), found)
+	err = t.Home.Client.Get(ctx, client.ObjectKeyFromObject(want), found)
 	switch {
 	case apierrors.IsNotFound(err):
 		err = t.Home.Client.Create(ctx, want)

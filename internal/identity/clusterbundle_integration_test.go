@@ -45,7 +45,7 @@ func TestClusterBundleIsKept(t *testing.T) {
 	home, _ := newHome(t, "cluster-bundle-kept")
 	ca, err := OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain})
 	must(t, err)
-	trust := Trust{Home: home, Issuer: ca}
+	trust := Trust{Home: home, Authorities: authoritiesOf(ca)}
 	other, err := newCA(trustDomain, ca.authority.root.NotBefore)
 	must(t, err)
 	bundle := &certificatesv1.ClusterTrustBundle{}
@@ -67,8 +67,10 @@ func TestClusterBundleIsKept(t *testing.T) {
 		wrote, err := trust.SyncClusterBundle(t.Context())
 		must(t, err)
 		must(t, admin(t).Get(t.Context(), client.ObjectKey{Name: home.ClusterBundle()}, bundle))
-		if wrote != step.wrote || bundle.Spec.TrustBundle != trust.Bundle() {
-			t.Errorf("%s: wrote %t, holds the roots %t", step.reason, wrote, bundle.Spec.TrustBundle == trust.Bundle())
+		want, err := trust.Bundle()
+		must(t, err)
+		if wrote != step.wrote || bundle.Spec.TrustBundle != want {
+			t.Errorf("%s: wrote %t, holds the roots %t", step.reason, wrote, bundle.Spec.TrustBundle == want)
 		}
 	}
 }

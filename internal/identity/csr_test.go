@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -372,4 +373,16 @@ func FuzzRequest(f *testing.F) {
 			t.Errorf("accepted a request for %v", request.URIs)
 		}
 	})
+}
+
+// authoritiesOf are an issuer alone, which signs everything.
+func authoritiesOf(issuer Issuer) *Authorities {
+	authorities := &Authorities{}
+	authorities.Set(alone("first", trustDomain, issuer))
+	return authorities
+}
+
+func alone(name, domain string, issuer Issuer) Accepted {
+	one := Opened{Authority: Authority{Name: name, TrustDomain: domain, BuiltIn: &rotation.BuiltIn{Secret: name}}, Issuer: issuer}
+	return Accepted{Signing: one, Serving: one, Trusted: []Opened{one}}
 }

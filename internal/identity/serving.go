@@ -24,70 +24,118 @@ const ServiceAccount = "outriggerd"
 // retry is how soon after a failure a certificate is asked for again.
 const retry = 10 * time.Second
 
+// servingTimeout bounds one request for it.
+const servingTimeout = time.Minute
+
 // Serving keeps the certificate that outriggerd shows to proxies and agents. Key
-// and certificate are in memory only, different in each replica.
+// and certificate are in memory only, different in each replica. Until Run has
+// got the first one there is none.
 type Serving struct {
-	issuer                 Issuer
-	namespace, trustDomain string
-	lifetime               time.Duration
-	current                atomic.Pointer[served]
+	authorities *Authorities
+	namespace   string
+	lifetime    time.Duration
+	current     atomic.Pointer[served]
+	missing     atomic.Pointer[error] // why there is none; nil for no reason yet
 }
 
-// served is a certificate, and when to replace it.
+// served is a certificate, whose it is, and when to replace it.
 type served struct {
 	certificate *tls.Certificate
-	roots       *x509.CertPool
+	by          Opened
 	renew       time.Time
 }
 
-// NewServing gets the first certificate of outriggerd in the given system
-// namespace. A lifetime of zero is 24 h.
-func NewServing(ctx context.Context, issuer Issuer, namespace, trustDomain string, lifetime time.Duration) (*Serving, error) {
-	s := &Serving{issuer: issuer, namespace: namespace, trustDomain: trustDomain, lifetime: cmp.Or(lifetime, defaultLifetime)}
-	return s, s.renew(ctx)
+// NewServing returns the certificate of outriggerd in the given system namespace,
+// which Run gets and keeps. A lifetime of zero is 24 h.
+func NewServing(authorities *Authorities, namespace string, lifetime time.Duration) *Serving {
+	return &Serving{authorities: authorities, namespace: namespace, lifetime: cmp.Or(lifetime, defaultLifetime)}
 }
 
 // TLS returns the certificate and the mesh's roots as they are now.
 func (s *Serving) TLS() (*tls.Certificate, *x509.CertPool, error) {
-	now := s.current.Load()
-	if now == nil {
-		return nil, nil, errors.New("there is no serving certificate yet")
+	if err := s.Ready(); err != nil {
+		return nil, nil, err
 	}
-	return now.certificate, now.roots, nil
+	accepted, err := s.authorities.Now()
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.current.Load().certificate, pool(accepted.Roots()), nil
 }
 
-// Run renews the certificate at half of its life until ctx ends. While the issuer
-// fails, the old one stays in use.
+// Ready returns an error until there is a certificate, and once it has ended.
+func (s *Serving) Ready() error {
+	now := s.current.Load()
+	if now != nil && time.Now().Before(now.certificate.Leaf.NotAfter) {
+		return nil
+	}
+	if why := s.missing.Load(); why != nil {
+		return fmt.Errorf("there is no serving certificate: %w", *why)
+	}
+	return errors.New("there is no serving certificate yet")
+}
+
+// Run gets the certificate, renews it at half of its life, and has it signed anew
+// when another authority is to sign it, until ctx ends. While the issuer fails,
+// the old one stays in use.
 func (s *Serving) Run(ctx context.Context, log logr.Logger) error {
-	timer := time.NewTimer(time.Until(s.current.Load().renew))
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		changed := s.authorities.Changed()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+		case <-changed:
+			if !s.stale() {
+				continue
+			}
 		}
 		if err := s.renew(ctx); err != nil {
-			log.Error(err, "serving certificate not renewed", "ends", s.current.Load().certificate.Leaf.NotAfter)
+			if ctx.Err() != nil {
+				return nil
+			}
+			s.missing.Store(&err)
+			log.Error(err, "no new serving certificate", "retryIn", retry.String())
 			timer.Reset(retry)
 			continue
 		}
-		timer.Reset(time.Until(s.current.Load().renew))
+		now := s.current.Load()
+		log.Info("serving certificate signed", "authority", now.by.Authority.Name, "notAfter", now.certificate.Leaf.NotAfter)
+		timer.Reset(time.Until(now.renew))
 	}
 }
 
+// stale reports whether another authority should have signed the certificate.
+func (s *Serving) stale() bool {
+	accepted, err := s.authorities.Now()
+	if err != nil {
+		return false
+	}
+	now := s.current.Load()
+	return now == nil || now.by.Authority.Name != accepted.Serving.Authority.Name || now.by.Issuer != accepted.Serving.Issuer
+}
+
 func (s *Serving) renew(ctx context.Context) error {
-	key, request, template, err := ownRequest(s.namespace, s.trustDomain, s.lifetime)
+	accepted, err := s.authorities.Now()
 	if err != nil {
 		return err
 	}
-	chain, err := issue(ctx, s.issuer, request, template)
+	by := accepted.Serving
+	key, request, template, err := ownRequest(s.namespace, by.Authority.TrustDomain, s.lifetime)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, servingTimeout)
+	defer cancel()
+	chain, err := issue(ctx, by.Issuer, request, template)
 	if err != nil {
 		return err
 	}
 	s.current.Store(&served{
 		certificate: &tls.Certificate{Certificate: raw(chain), PrivateKey: key, Leaf: chain[0]},
-		roots:       pool(s.issuer.Roots()),
+		by:          by,
 		renew:       halfLife(chain, time.Now()),
 	})
 	return nil

@@ -14,9 +14,8 @@ import (
 type Signer struct {
 	// Verifier finds out who is asking.
 	Verifier *Verifier
-	// Issuer signs.
-	Issuer      Issuer
-	TrustDomain string
+	// Authorities say who signs at the moment.
+	Authorities *Authorities
 	// Lifetime of the certificates; zero is 24 h.
 	Lifetime time.Duration
 }
@@ -24,11 +23,15 @@ type Signer struct {
 const defaultLifetime = 24 * time.Hour
 
 // Sign returns the chain, leaf first, for the request of whoever has the token,
-// and the roots of the mesh; all DER. The error is a *signing.Refusal.
+// and the roots of all that the mesh trusts; all DER. The error is a *signing.Refusal.
 func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (chain, roots [][]byte, err error) {
 	request, err := parseRequest(csr)
 	if err != nil {
 		return nil, nil, err
+	}
+	now, err := s.Authorities.Now()
+	if err != nil {
+		return nil, nil, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
 	}
 	caller, err := s.Verifier.Verify(ctx, token)
 	if err != nil {
@@ -38,16 +41,16 @@ func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (chain, roo
 	if lifetime == 0 {
 		lifetime = defaultLifetime
 	}
-	template := newTemplate(caller.Identity, s.TrustDomain, caller.Pod.UID, lifetime)
+	template := newTemplate(caller.Identity, now.Signing.Authority.TrustDomain, caller.Pod.UID, lifetime)
 	if err := checkRequest(request, template); err != nil {
 		return nil, nil, err
 	}
-	issued, err := issue(ctx, s.Issuer, request, template)
+	issued, err := issue(ctx, now.Signing.Issuer, request, template)
 	if refusal, ok := errors.AsType[*signing.Refusal](err); ok {
 		return nil, nil, refusal // the issuer has said what is wrong
 	}
 	if err != nil {
 		return nil, nil, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
 	}
-	return raw(issued), raw(s.Issuer.Roots()), nil
+	return raw(issued), raw(now.Roots()), nil
 }

@@ -170,7 +170,7 @@ func TestUsersCA(t *testing.T) {
 	if changed != 1 || len(ca.Roots()) != 2 {
 		t.Errorf("%d roots, told %d times; want both roots, told once", len(ca.Roots()), changed)
 	}
-	_, err = Trust{Home: home, Issuer: ca}.Sync(t.Context(), nil)
+	_, err = Trust{Home: home, Authorities: authoritiesOf(ca)}.Sync(t.Context(), nil)
 	must(t, err)
 	replace(next, root.certificate, next.certificate)
 	reload("the announced root signs", true)
@@ -214,7 +214,7 @@ func TestTrust(t *testing.T) {
 	home, _ := newHome(t, "trust")
 	ca, err := OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain})
 	must(t, err)
-	trust := Trust{Home: home, Issuer: ca}
+	trust := Trust{Home: home, Authorities: authoritiesOf(ca)}
 	for _, name := range []string{"trust-a", "trust-b", "trust-c", "trust-theirs"} {
 		namespace(t, name, nil)
 	}

@@ -16,8 +16,8 @@ import (
 // Trust keeps the roots in the namespaces of the mesh, where pods mount them to
 // verify outriggerd. Only the elected replica should run it.
 type Trust struct {
-	Home   Home
-	Issuer Issuer
+	Home        Home
+	Authorities *Authorities
 }
 
 // A TrustAction is what Sync did to a ConfigMap.
@@ -36,13 +36,24 @@ type TrustChange struct {
 	Action    TrustAction
 }
 
-// Bundle returns the roots as PEM.
-func (t Trust) Bundle() string { return string(encodeCertificates(t.Issuer.Roots()...)) }
+// Bundle returns the roots of all that is trusted as PEM. Pods verify outriggerd
+// with them, by its exact identity.
+func (t Trust) Bundle() (string, error) {
+	accepted, err := t.Authorities.Now()
+	if err != nil {
+		return "", err
+	}
+	return string(encodeCertificates(accepted.Roots()...)), nil
+}
 
 // Sync makes the roots what they should be in the given namespaces and in the
 // system namespace, and takes ours out of all others. It returns what it changed,
 // by namespace, also when the error says that some could not be changed.
 func (t Trust) Sync(ctx context.Context, namespaces []string) ([]TrustChange, error) {
+	bundle, err := t.Bundle()
+	if err != nil {
+		return nil, err
+	}
 	var list corev1.ConfigMapList
 	if err := t.Home.Client.List(ctx, &list, client.MatchingFields{"metadata.name": TrustConfigMap}); err != nil {
 		return nil, fmt.Errorf("list ConfigMaps %s: %w", TrustConfigMap, err)
@@ -65,7 +76,7 @@ func (t Trust) Sync(ctx context.Context, namespaces []string) ([]TrustChange, er
 		wanted[namespace] = true
 	}
 	for _, namespace := range slices.Sorted(maps.Keys(wanted)) {
-		action, err := t.keep(ctx, namespace, found[namespace])
+		action, err := t.keep(ctx, t.Home.trust(namespace, []byte(bundle)), found[namespace])
 		done(namespace, action, err)
 	}
 	for namespace, m := range found {
@@ -80,8 +91,7 @@ func (t Trust) Sync(ctx context.Context, namespaces []string) ([]TrustChange, er
 }
 
 // keep makes one ConfigMap what it should be.
-func (t Trust) keep(ctx context.Context, namespace string, found *corev1.ConfigMap) (TrustAction, error) {
-	want := t.Home.trust(namespace, []byte(t.Bundle()))
+func (t Trust) keep(ctx context.Context, want, found *corev1.ConfigMap) (TrustAction, error) {
 	if found == nil {
 		err := t.Home.Client.Create(ctx, want)
 		if isGone(err) {

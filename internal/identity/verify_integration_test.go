@@ -79,7 +79,7 @@ func newSigner(t *testing.T, name string) *Signer {
 				return ok, client.IgnoreNotFound(err)
 			},
 		}),
-		Issuer: ca, TrustDomain: trustDomain,
+		Authorities: authoritiesOf(ca),
 	}
 }
 

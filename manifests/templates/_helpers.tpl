@@ -32,3 +32,25 @@ object.metadata.?labels[?'outrigger.dev/inject'].or(object.metadata.?annotations
 - {key: outrigger.dev/inject, operator: DoesNotExist}
 {{- end }}
 {{- end -}}
+
+{{- /* Who signs at the first start, as outriggerd reads it. */ -}}
+{{- define "outrigger.authority" -}}
+{{- if eq .Values.certificates.issuer "certManager" -}}
+{{- dict "certManager" .Values.certificates.certManager | toJson -}}
+{{- else if eq .Values.certificates.issuer "vault" -}}
+{{- dict "vault" .Values.certificates.vault | toJson -}}
+{{- else -}}
+{{- dict "builtIn" .Values.certificates.builtIn | toJson -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The Secrets that outriggerd may read: those of its own CAs, and those that authorities need. */ -}}
+{{- define "outrigger.secrets" -}}
+{{- $names := concat (list "outrigger-ca" "outrigger-ca-2" "outrigger-ca-3" "outrigger-ca-4" "outrigger-webhook-ca") .Values.certificates.secrets -}}
+{{- $names = append $names .Values.certificates.builtIn.secret -}}
+{{- with .Values.certificates.vault -}}
+{{- $names = append $names .caSecret -}}
+{{- with .token }}{{ $names = append $names .secret }}{{ end -}}
+{{- end -}}
+{{- $names | compact | uniq | toJson -}}
+{{- end -}}
