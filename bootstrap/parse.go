@@ -80,6 +80,9 @@ func (s Settings) Validate() error {
 	if s.MemoryLimit < 0 {
 		fault("memoryLimit: %d; allowed is 0 and more", s.MemoryLimit)
 	}
+	if i := s.Identity; i != nil && (strings.ContainsAny(i.WorkloadAPI, "/\x00") || i.WorkloadAPI == "..") {
+		fault("identity.workloadAPI: %q; allowed is the name of a file", i.WorkloadAPI)
+	}
 	seen := map[string]bool{}
 	for _, p := range s.Probes {
 		if seen[p.Path] {

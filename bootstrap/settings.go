@@ -25,8 +25,18 @@ type Settings struct {
 	// MemoryLimit of the container in bytes, from which the overload manager
 	// takes its bounds. Zero sets none.
 	MemoryLimit int64 `json:"memoryLimit,omitempty"`
+	// Identity is where the certificate comes from. Nil is outriggerd.
+	Identity *Identity `json:"identity,omitempty"`
 	// Probes are the pod's own probes and lifecycle hooks, answered by the agent.
 	Probes []Probe `json:"probes,omitempty"`
+}
+
+// An Identity is somebody else than outriggerd who gives the pod its certificate,
+// by what is mounted at [IdentityDir].
+type Identity struct {
+	// WorkloadAPI is the file name of a SPIFFE Workload API's socket. Empty means
+	// that there are the files [IdentityChain] and [IdentityKey].
+	WorkloadAPI string `json:"workloadAPI,omitempty"`
 }
 
 // A Probe is a kubelet probe, or an HTTP lifecycle hook, that was rewritten to
@@ -103,4 +113,12 @@ const (
 	TokenFile = "/var/run/secrets/outrigger.dev/token/token"
 	// TrustFile holds the roots that outriggerd is verified against, PEM.
 	TrustFile = "/var/run/secrets/outrigger.dev/trust/ca.crt"
+	// IdentityDir is where certificates of somebody else come from.
+	IdentityDir = "/var/run/secrets/outrigger.dev/identity"
+)
+
+// Names of the files in [IdentityDir], both PEM: the chain, leaf first, and its key.
+const (
+	IdentityChain = "tls.crt"
+	IdentityKey   = "tls.key"
 )

@@ -27,7 +27,8 @@ func render(pod *corev1.Pod, s Settings, probes []bootstrap.Probe) (rendering, e
 	own, ownErr := annotation.ParseProxy(pod.Annotations)
 	redirect, redirectErr := annotation.ParseRedirect(pod.Annotations)
 	amount, amountErr := resources(pod, s.Resources, own)
-	if err := errors.Join(ownErr, redirectErr, amountErr); err != nil {
+	source, sourceErr := identitySource(pod)
+	if err := errors.Join(ownErr, redirectErr, amountErr, sourceErr); err != nil {
 		return rendering{}, err
 	}
 	if own.Image != "" {
@@ -45,7 +46,7 @@ func render(pod *corev1.Pod, s Settings, probes []bootstrap.Probe) (rendering, e
 	settings := bootstrap.Settings{
 		Mesh: s.Mesh, TrustDomain: s.TrustDomain, ControlPlane: s.ControlPlane, ControlPlaneID: s.ControlPlaneID,
 		LogLevel: s.LogLevel, Concurrency: s.Concurrency,
-		DrainSeconds: drainSeconds(pod), MemoryLimit: amount.Limits.Memory().Value(), Probes: probes,
+		DrainSeconds: drainSeconds(pod), MemoryLimit: amount.Limits.Memory().Value(), Identity: identityOf(source), Probes: probes,
 	}
 	// What the agent would refuse must not be admitted: it would never start.
 	if err := settings.Validate(); err != nil {
@@ -55,9 +56,13 @@ func render(pod *corev1.Pod, s Settings, probes []bootstrap.Probe) (rendering, e
 	if err != nil {
 		return rendering{}, err // strings and numbers only: cannot happen
 	}
+	proxy := proxyContainer(pod, s, amount, string(argument))
+	if source.Volume != "" {
+		proxy.VolumeMounts = append(proxy.VolumeMounts, corev1.VolumeMount{Name: source.Volume, MountPath: bootstrap.IdentityDir, ReadOnly: true})
+	}
 	return rendering{
 		init:    initContainer(pod, s, amount, redirectSettings(s.Redirect.Union(redirect)).String()),
-		proxy:   proxyContainer(pod, s, amount, string(argument)),
+		proxy:   proxy,
 		volumes: volumes(s),
 	}, nil
 }

@@ -75,7 +75,7 @@ var layers = map[string]layer{
 	},
 	"internal/agent": {
 		ours:    []string{"bootstrap", "internal/signing", "internal/mesh"},
-		outside: []string{"google.golang.org/", "golang.org/x/"},
+		outside: []string{"google.golang.org/", "golang.org/x/", "github.com/spiffe/go-spiffe/v2/proto/"},
 	},
 	"internal/golden":   {outside: []string{"github.com/google/go-cmp/"}},
 	"internal/scenario": {ours: []string{"internal/mesh", "internal/ingest", "internal/manifest", "internal/golden"}, outside: []string{"k8s.io/", "sigs.k8s.io/yaml"}},

@@ -47,14 +47,15 @@ func (w *world) serve() (stop func()) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(w.root.certificate)
 	leaf := w.root.issue(w.t, w.id)
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{leaf},
-		ClientCAs:    pool,
-		ClientAuth:   tls.VerifyClientCertIfGiven,
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return &tls.Config{
+				MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
+				Certificates: []tls.Certificate{leaf}, ClientCAs: w.clientRoots(), ClientAuth: tls.VerifyClientCertIfGiven,
+			}, nil
+		},
 	})))
 	signing.RegisterCertificatesServer(server, signer{world: w})
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, &ads{world: w})
@@ -69,6 +70,18 @@ func (w *world) serve() (stop func()) {
 	stop = func() { once.Do(func() { server.Stop(); <-done }) }
 	w.t.Cleanup(stop)
 	return stop
+}
+
+// clientRoots are those that clients' certificates may lead to.
+func (w *world) clientRoots() *x509.CertPool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	pool := x509.NewCertPool()
+	pool.AddCert(w.root.certificate)
+	for _, root := range w.also {
+		pool.AddCert(root)
+	}
+	return pool
 }
 
 // A signer is the certificate authority of a world.

@@ -48,7 +48,7 @@ Envoy. Flags, which tests need and pods do not:
 
 // options are the command line's flags.
 type options struct {
-	stateDir, tokenFile, trustFile, envoy, address, metricsAddress string
+	stateDir, tokenFile, trustFile, identityDir, envoy, address, metricsAddress string
 }
 
 func main() {
@@ -67,6 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.stateDir, "state", bootstrap.StateDir, "`folder` for keys and sockets")
 	flags.StringVar(&o.tokenFile, "token", bootstrap.TokenFile, "`file` with the service account token")
 	flags.StringVar(&o.trustFile, "trust", bootstrap.TrustFile, "`file` with the roots for outriggerd")
+	flags.StringVar(&o.identityDir, "identity", bootstrap.IdentityDir, "`folder` where certificates of somebody else come from")
 	flags.StringVar(&o.envoy, "envoy", bootstrap.EnvoyBinary, "Envoy's `path`")
 	flags.StringVar(&o.address, "address", ":"+strconv.Itoa(bootstrap.AgentPort), "`address` for readiness and probes")
 	flags.StringVar(&o.metricsAddress, "metrics-address", ":"+strconv.Itoa(bootstrap.MetricsPort), "`address` for metrics")
@@ -128,9 +129,9 @@ func proxy(ctx context.Context, text string, o options, stderr io.Writer) int {
 		},
 		PodIP:     ip,
 		TokenFile: o.tokenFile,
-		TrustFile: o.trustFile,
-		Envoy:     o.envoy,
-		Address:   o.address, MetricsAddress: o.metricsAddress,
+		TrustFile: o.trustFile, IdentityDir: o.identityDir,
+		Envoy:   o.envoy,
+		Address: o.address, MetricsAddress: o.metricsAddress,
 		Signals: signals,
 		Log:     log,
 	})

@@ -53,6 +53,7 @@ type world struct {
 	lifetime time.Duration
 	asked    int                                                                      // calls of Sign
 	tamper   func(*x509.CertificateRequest, *x509.Certificate, *signing.SignResponse) // nil: it is honest
+	also     []*x509.Certificate                                                      // roots besides root
 	nodes    []string                                                                 // ids of nodes that opened a stream, with their certificate
 	address  string
 	app      string
@@ -179,7 +180,7 @@ func (w *world) commandOf(binary string, args ...string) *exec.Cmd {
 			w.t.Fatal(err)
 		}
 	}
-	flags := []string{"-state", w.dir + "/state", "-token", w.dir + "/token", "-trust", w.dir + "/ca.crt"}
+	flags := []string{"-state", w.dir + "/state", "-token", w.dir + "/token", "-trust", w.dir + "/ca.crt", "-identity", w.dir + "/identity"}
 	command := exec.Command(binary, append(flags, args...)...)
 	command.Env = []string{
 		asAgent + "=1",

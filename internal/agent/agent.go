@@ -27,6 +27,8 @@ type Config struct {
 	PodIP netip.Addr
 	// TokenFile and TrustFile are read again each time that they are needed.
 	TokenFile, TrustFile string
+	// IdentityDir is where certificates come from that outriggerd does not sign.
+	IdentityDir string
 	// Envoy is the path of its binary.
 	Envoy string
 	// Address is where readiness and probes are served, MetricsAddress where Envoy's

@@ -33,10 +33,11 @@ const (
 // An identity keeps the files of the workload's key, chain and roots up to date
 // for Envoy.
 type identity struct {
-	signer    signer
-	trustFile string
-	files     bootstrap.Files
-	log       *slog.Logger
+	signer      signer
+	trustFile   string
+	identityDir string // where certificates of somebody else come from
+	files       bootstrap.Files
+	log         *slog.Logger
 
 	notAfter atomic.Pointer[time.Time] // of what is in the file; nil before the first
 	first    chan struct{}             // closed when there is a certificate
@@ -46,11 +47,12 @@ type identity struct {
 
 func newIdentity(c Config, files bootstrap.Files) *identity {
 	return &identity{
-		signer:    signer{settings: c.Settings, node: c.Node, tokenFile: c.TokenFile},
-		trustFile: c.TrustFile,
-		files:     files,
-		log:       c.Log,
-		first:     make(chan struct{}),
+		signer:      signer{settings: c.Settings, node: c.Node, tokenFile: c.TokenFile},
+		trustFile:   c.TrustFile,
+		identityDir: c.IdentityDir,
+		files:       files,
+		log:         c.Log,
+		first:       make(chan struct{}),
 	}
 }
 
@@ -70,6 +72,9 @@ func (i *identity) valid(now time.Time) error {
 // ends it: a workload without control plane has its certificate for half its
 // life yet.
 func (i *identity) keep(ctx context.Context) error {
+	if i.signer.settings.Identity != nil {
+		return i.follow(ctx)
+	}
 	trust := time.NewTicker(trustInterval)
 	defer trust.Stop()
 	next := time.NewTimer(0)
@@ -119,21 +124,26 @@ func (i *identity) renew(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	i.roots = signed.roots
+	return signed.notAfter, i.put(signed)
+}
+
+// put writes a certificate where Envoy sees it.
+func (i *identity) put(signed *signed) error {
 	// Trust first: the new certificate may belong to a new root.
 	if err := i.writeTrust(); err != nil {
-		return time.Time{}, err
+		return err
 	}
 	secret, err := bootstrap.CertificateSecret(signed.chain, signed.key)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("make the certificate's file: %w", err)
+		return fmt.Errorf("make the certificate's file: %w", err)
 	}
 	if err := replaceFile(i.files.Certificate, secret); err != nil {
-		return time.Time{}, fmt.Errorf("write the certificate: %w", err)
+		return fmt.Errorf("write the certificate: %w", err)
 	}
 	if i.notAfter.Swap(&signed.notAfter) == nil {
 		close(i.first)
 	}
-	return signed.notAfter, nil
+	return nil
 }
 
 // trusted are the mounted roots joined with those of the last signing, so that

@@ -24,7 +24,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/outrigger-mesh/outrigger/bootstrap"
-	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -82,8 +81,7 @@ func (s signer) sign(ctx context.Context, trusted roots) (*signed, error) {
 
 // request names exactly what the identity has; outriggerd refuses anything else.
 func (s signer) request() *x509.CertificateRequest {
-	id := mesh.Identity{Namespace: s.node.Namespace, ServiceAccount: s.node.ServiceAccount}
-	uris, names := signing.Names(id, s.settings.TrustDomain)
+	uris, names := signing.Names(s.identity(), s.settings.TrustDomain)
 	return &x509.CertificateRequest{
 		Subject:  pkix.Name{SerialNumber: s.node.UID},
 		URIs:     uris,
@@ -155,13 +153,11 @@ func (s signer) check(response *signing.SignResponse, key *ecdsa.PrivateKey, tru
 	if err := all.verify(chain, x509.ExtKeyUsageClientAuth); err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	keyText, err := encodeKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("encode the key: %w", err)
+		return nil, err
 	}
-	var keyText bytes.Buffer
-	encode(&keyText, "PRIVATE KEY", der)
-	return &signed{key: keyText.Bytes(), chain: text.Bytes(), roots: response.GetRoots(), notAfter: end(chain)}, nil
+	return &signed{key: keyText, chain: text.Bytes(), roots: response.GetRoots(), notAfter: end(chain)}, nil
 }
 
 // end is when a chain ends: it is worth nothing without each of its certificates.

@@ -68,7 +68,7 @@ type subject struct {
 // subjects returns the registry. Each file of this package that is about a subject
 // has its part.
 func subjects() []subject {
-	return []subject{injectSubject(), proxySubject(), redirectSubject(), policySubject(), trafficSubject(), observeSubject()}
+	return []subject{injectSubject(), proxySubject(), identitySubject(), redirectSubject(), policySubject(), trafficSubject(), observeSubject()}
 }
 
 // Keys returns every key that a user may write, by subject.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
@@ -127,6 +129,26 @@ func (v *Verifier) Identity(ctx context.Context, id mesh.ProxyID) (mesh.Identity
 	return caller.Identity, err == nil, nil
 }
 
+// Located reports whether a pod says that it has its certificate from somebody
+// else than outriggerd, and has that address now. Such a certificate names a
+// service account and no pod, so the address has to tell its pods apart.
+func (v *Verifier) Located(ctx context.Context, id mesh.ProxyID, at netip.Addr) (bool, error) {
+	found := false
+	_, err := v.find(ctx, id, func(pod *corev1.Pod) bool {
+		source, err := annotation.ParseIdentity(pod.Annotations)
+		found = err == nil && source.Volume != "" && hasAddress(pod, at)
+		return found
+	})
+	return found, err
+}
+
+func hasAddress(pod *corev1.Pod, at netip.Addr) bool {
+	return !pod.Spec.HostNetwork && slices.ContainsFunc(pod.Status.PodIPs, func(ip corev1.PodIP) bool {
+		address, err := netip.ParseAddr(ip.IP)
+		return err == nil && address.Unmap() == at
+	})
+}
+
 // review has the API server verify a token, and takes the identity from its
 // answer alone.
 func (v *Verifier) review(ctx context.Context, token string) (Caller, error) {
@@ -189,6 +211,12 @@ func checkPod(pod *corev1.Pod, caller Caller) error {
 
 // pod returns the pod of that name and uid, or nil.
 func (v *Verifier) pod(ctx context.Context, id mesh.ProxyID) (*corev1.Pod, error) {
+	return v.find(ctx, id, func(*corev1.Pod) bool { return true })
+}
+
+// find returns the pod of that name and uid as the cache has it or, where that is
+// not enough, as it is now; nil if it is in neither way.
+func (v *Verifier) find(ctx context.Context, id mesh.ProxyID, enough func(*corev1.Pod) bool) (*corev1.Pod, error) {
 	for _, reader := range []client.Reader{v.cfg.Cached, v.cfg.Live} {
 		if reader == nil {
 			continue
@@ -200,7 +228,7 @@ func (v *Verifier) pod(ctx context.Context, id mesh.ProxyID) (*corev1.Pod, error
 		}
 		// A cache may still hold the pod's predecessor of the same name, or may not
 		// know yet that the sidecar is there.
-		if err == nil && string(pod.UID) == id.UID {
+		if err == nil && string(pod.UID) == id.UID && enough(pod) {
 			return pod, nil
 		}
 	}

@@ -5,6 +5,7 @@ package identity
 import (
 	"context"
 	"crypto/x509"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -287,6 +288,48 @@ func TestWhoMayOpenAStreamBeforeAnySnapshot(t *testing.T) {
 			must(t, err)
 			if ok != tc.want || ok && id != (mesh.Identity{Namespace: "port", ServiceAccount: "ship"}) {
 				t.Errorf("got %v %v", id, ok)
+			}
+		})
+	}
+}
+
+// TestWhereAPodIs is about certificates that name no pod.
+func TestWhereAPodIs(t *testing.T) {
+	signer := newSigner(t, "located")
+	namespace(t, "quay", map[string]string{meshLabel: "enabled"})
+	account(t, "quay", "ship")
+	at := func(name, annotation string, change func(*corev1.Pod)) mesh.ProxyID {
+		p := pod(t, "quay", name, "ship", func(p *corev1.Pod) {
+			p.Annotations = map[string]string{"outrigger.dev/identity": annotation}
+			if change != nil {
+				change(p)
+			}
+		})
+		p.Status.PodIP, p.Status.PodIPs = "10.1.2.3", []corev1.PodIP{{IP: "10.1.2.3"}, {IP: "fd00::3"}}
+		must(t, admin(t).Status().Update(t.Context(), p))
+		return mesh.ProxyID{Namespace: "quay", Pod: name, UID: string(p.UID)}
+	}
+	borrower := at("borrower", "workload-api:spiffe/api.sock", nil)
+	other := borrower
+	other.UID = "other"
+	for name, tc := range map[string]struct {
+		id   mesh.ProxyID
+		at   string
+		want bool
+	}{
+		"Its":           {borrower, "10.1.2.3", true},
+		"ItsSecond":     {borrower, "fd00::3", true},
+		"Another":       {borrower, "10.1.2.4", false},
+		"OtherUID":      {other, "10.1.2.3", false},
+		"OfTheMesh":     {at("ordinary", "mesh", nil), "10.1.2.3", false},
+		"OnTheHost":     {at("host", "files:svid", func(p *corev1.Pod) { p.Spec.HostNetwork = true }), "10.1.2.3", false},
+		"FaultyKeyword": {at("faulty", "spire", nil), "10.1.2.3", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := signer.Verifier.Located(t.Context(), tc.id, netip.MustParseAddr(tc.at))
+			must(t, err)
+			if got != tc.want {
+				t.Errorf("%s at %s: got %t", tc.id, tc.at, got)
 			}
 		})
 	}

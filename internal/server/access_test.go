@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,61 @@ func TestWhoMayOpenAStream(t *testing.T) {
 			}
 			if n := value(t, w.metrics.refused.WithLabelValues(tc.counted)) - before; n != 1 {
 				t.Errorf("%s\nwant the reason %s counted once, got %v", tc.reason, tc.counted, n)
+			}
+		})
+	}
+}
+
+// borrowers are pods that have their certificates from elsewhere, and where they
+// are.
+type borrowers struct {
+	Pods
+	at  map[mesh.ProxyID]string
+	err error
+}
+
+func (b borrowers) Located(_ context.Context, id mesh.ProxyID, at netip.Addr) (bool, error) {
+	return b.at[id] == at.String(), b.err
+}
+
+// TestCertificateThatNamesNoPod has certificates as SPIRE and csi-driver-spiffe
+// make them: with a service account, and without the pod's uid.
+func TestCertificateThatNamesNoPod(t *testing.T) {
+	at := map[mesh.ProxyID]string{}
+	w := newWorld(t, func(c *Config) { c.Pods = borrowers{Pods: c.Pods, at: at} })
+	broken := newWorld(t, func(c *Config) {
+		c.Pods = borrowers{Pods: c.Pods, err: errors.New("no API server")}
+	})
+	town := newTown(w.ca)
+	here, there, ordinary, other := town.pod("a-1", "a"), town.pod("a-2", "a"), town.pod("a-3", "a"), town.pod("b-1", "b")
+	at[here.ID], at[there.ID], at[other.ID] = "127.0.0.1", "10.0.0.2", "127.0.0.1"
+	w.publish(t, town, here)
+	broken.publish(t, town, here)
+	svid := w.ca.leaf(t, here.Identity.URI(trustDomain), "", time.Hour)
+
+	e := w.connect(t, svid, here.ID.String())
+	e.subscribe(xds.Cluster)
+	e.hear()
+	for name, tc := range map[string]struct {
+		reason string
+		in     *world
+		node   mesh.ProxyID
+		want   codes.Code
+	}{
+		"Replica":  {reason: "A pod of the same account calls from another address.", in: w, node: there.ID, want: codes.PermissionDenied},
+		"Ordinary": {reason: "A pod whose certificates name it must show one that does.", in: w, node: ordinary.ID, want: codes.PermissionDenied},
+		"Account":  {reason: "An address does not make up for the wrong account.", in: w, node: other.ID, want: codes.PermissionDenied},
+		"Unknown":  {reason: "While nobody can say where the pod is, it is nowhere.", in: broken, node: here.ID, want: codes.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			certificate := svid
+			if tc.in == broken {
+				certificate = broken.ca.leaf(t, here.Identity.URI(trustDomain), "", time.Hour)
+			}
+			e := tc.in.connect(t, certificate, tc.node.String())
+			e.subscribe(xds.Cluster)
+			if got := status.Code(e.end()); got != tc.want {
+				t.Errorf("%s\nwant status %s, got %s", tc.reason, tc.want, got)
 			}
 		})
 	}

@@ -52,7 +52,8 @@ func clientLeaf(ctx context.Context) (*x509.Certificate, error) {
 
 // bind checks that a certificate was made for the pod that a node id names, and
 // returns whose it is. The service account alone is not enough: with it, one
-// replica could speak for another.
+// replica could speak for another. A certificate that names no pod, as those of
+// other issuers, passes here, and must pass [Server.located] too.
 func bind(leaf *x509.Certificate, node, trustDomain string) (mesh.ProxyID, mesh.Identity, error) {
 	if len(leaf.URIs) != 1 {
 		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.Unauthenticated, reasonBadIdentity, "the client certificate has %d URIs; exactly one is allowed", len(leaf.URIs))
@@ -65,7 +66,7 @@ func bind(leaf *x509.Certificate, node, trustDomain string) (mesh.ProxyID, mesh.
 	if err != nil {
 		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.InvalidArgument, reasonBadNode, "%w", err)
 	}
-	if leaf.Subject.SerialNumber == "" || leaf.Subject.SerialNumber != id.UID || identity.Namespace != id.Namespace {
+	if leaf.Subject.SerialNumber != "" && leaf.Subject.SerialNumber != id.UID || identity.Namespace != id.Namespace {
 		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.PermissionDenied, reasonOtherPod,
 			"the certificate of %s for the pod with uid %q does not allow speaking for %s", identity, leaf.Subject.SerialNumber, id)
 	}
@@ -86,6 +87,25 @@ func (s *Server) known(ctx context.Context, id mesh.ProxyID, identity mesh.Ident
 		return refuse(codes.PermissionDenied, reasonUnknownPod, "there is no pod %s with a proxy in the mesh", id)
 	default:
 		return sameIdentity(id, identity, found)
+	}
+}
+
+// located checks, for a certificate that names no pod, that the call comes from
+// the pod's own address and that the pod has such a certificate.
+func (s *Server) located(ctx context.Context, leaf *x509.Certificate, id mesh.ProxyID) error {
+	if leaf.Subject.SerialNumber != "" {
+		return nil
+	}
+	address := clientAddress(ctx)
+	ok, err := s.cfg.Pods.Located(ctx, id, address)
+	switch {
+	case err != nil:
+		return refuse(codes.Unavailable, reasonLookup, "look up pod %s: %w", id, err)
+	case !ok:
+		return refuse(codes.PermissionDenied, reasonOtherPod,
+			"the certificate names no pod, which is for pods with the annotation outrigger.dev/identity that call from an address of theirs; pod %s is not such a pod at %s", id, address)
+	default:
+		return nil
 	}
 }
 

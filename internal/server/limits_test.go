@@ -181,7 +181,7 @@ func TestSlowIssuerHasItsTime(t *testing.T) {
 	}
 }
 
-type brokenPods struct{}
+type brokenPods struct{ testPods }
 
 func (brokenPods) Identity(context.Context, mesh.ProxyID) (mesh.Identity, bool, error) {
 	panic("a defect")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -38,6 +39,9 @@ type Pods interface {
 	// Identity returns the service account of a pod that has a proxy and is in the
 	// mesh, and whether there is such a pod now.
 	Identity(ctx context.Context, id mesh.ProxyID) (mesh.Identity, bool, error)
+	// Located reports whether a pod has its certificate from somebody else than the
+	// Signer, and has that address now.
+	Located(ctx context.Context, id mesh.ProxyID, at netip.Addr) (bool, error)
 }
 
 // A Signer decides about requests for certificates.

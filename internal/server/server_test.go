@@ -112,6 +112,9 @@ func (p testPods) Identity(_ context.Context, id mesh.ProxyID) (mesh.Identity, b
 	return identity, ok, nil
 }
 
+// Located reports none: pods have their certificates from the Signer.
+func (testPods) Located(context.Context, mesh.ProxyID, netip.Addr) (bool, error) { return false, nil }
+
 // signerFunc is a Signer.
 type signerFunc func(token string, csr []byte) ([][]byte, [][]byte, error)
 

@@ -165,6 +165,9 @@ func (s *Server) open(ctx context.Context, requests <-chan *discoveryv3.DeltaDis
 	if err := s.known(ctx, id, identity); err != nil {
 		return nil, nil, time.Time{}, err
 	}
+	if err := s.located(ctx, leaf, id); err != nil {
+		return nil, nil, time.Time{}, err
+	}
 	p := newProxy(id, identity, clientAddress(ctx).String())
 	return first, p, leaf.NotAfter, s.join(p)
 }
