@@ -37,6 +37,7 @@ type Options struct {
 	TrustDomain   string
 	ClusterDomain string // the DNS domain of Services; for apex names written in full
 	TrustBundle   string // PEM
+	AlsoTrusted   []mesh.TrustDomain
 	ServiceCIDRs  []netip.Prefix
 
 	// OSMMeshName is the OSM mesh whose namespaces are ours too; empty is none.
@@ -58,6 +59,7 @@ func Build(objs Objects, opts Options) (*mesh.Snapshot, []Problem) {
 		TrustDomain:   opts.TrustDomain,
 		ClusterDomain: opts.ClusterDomain,
 		TrustBundle:   opts.TrustBundle,
+		AlsoTrusted:   opts.AlsoTrusted,
 		ServiceCIDRs:  opts.ServiceCIDRs,
 	}
 	b.nodes()

@@ -10,6 +10,7 @@ import (
 // canonical returns p sorted at every level where order says nothing, without
 // touching p.
 func canonical(p Parts) Parts {
+	p.Settings.AlsoTrusted = sorted(p.Settings.AlsoTrusted, func(a, b TrustDomain) int { return strings.Compare(a.Name, b.Name) })
 	p.Namespaces = sorted(p.Namespaces, func(a, b Namespace) int { return strings.Compare(a.Name, b.Name) })
 	policies := policySet{}
 	p.Workloads = sorted(p.Workloads, func(a, b Workload) int { return a.ID.Compare(b.ID) })

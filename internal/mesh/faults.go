@@ -15,6 +15,16 @@ func faults(p Parts) []error {
 	if p.Settings.TrustDomain == "" {
 		fault("the trust domain is empty")
 	}
+	accepted := map[string]bool{p.Settings.TrustDomain: true}
+	for _, d := range p.Settings.AlsoTrusted {
+		switch {
+		case d.Name == "":
+			fault("the name of a trust domain that is also accepted is empty")
+		case accepted[d.Name]:
+			fault("trust domain %s is listed twice", d.Name)
+		}
+		accepted[d.Name] = true
+	}
 	inMesh := map[string]bool{}
 	for _, n := range p.Namespaces {
 		if inMesh[n.Name] {

@@ -25,6 +25,10 @@ type Settings struct {
 	// TrustBundle holds the roots that peers are verified against, as PEM
 	// certificates. Empty means that nobody is trusted.
 	TrustBundle string `json:"trustBundle,omitempty"`
+	// AlsoTrusted are further trust domains whose identities are accepted, during a
+	// change of the trust domain that signs. TrustDomain is not among them. One is left
+	// in two steps, see [TrustDomain].
+	AlsoTrusted []TrustDomain `json:"alsoTrusted,omitempty"`
 	// ServiceCIDRs are the ranges of ClusterIPs. Inside them only what policy
 	// allows is reachable; nothing is passed through.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`

@@ -23,7 +23,7 @@ type liberty struct {
 func (s *Snapshot) outbound(c caller) *Outbound {
 	return s.outbounds.get(c, func() *Outbound {
 		out := &Outbound{
-			TrustDomain:   s.parts.Settings.TrustDomain,
+			TrustDomain:   s.trust.TrustDomain,
 			Caller:        c.Identity,
 			ServiceCIDRs:  s.parts.Settings.ServiceCIDRs,
 			AllowEgress:   s.namespaces[c.Namespace].AllowEgress,
@@ -267,15 +267,15 @@ func (s *Snapshot) mayFind(svc *Service, r reach) []Identity {
 func (s *Snapshot) bundle(svc *Service, r reach) *Bundle {
 	own := s.side(svc, r)
 	b := &Bundle{
-		Name:        svc.Name,
-		TrustDomain: s.parts.Settings.TrustDomain,
-		Protocol:    svc.Protocol,
-		Addresses:   svc.Addresses,
-		Headless:    svc.Headless,
-		Identities:  own.identities,
-		Endpoints:   own.endpoints,
-		Pool:        svc.pool(),
+		Name:       svc.Name,
+		Protocol:   svc.Protocol,
+		Addresses:  svc.Addresses,
+		Headless:   svc.Headless,
+		Identities: own.identities,
+		Endpoints:  own.endpoints,
+		Pool:       svc.pool(),
 	}
+	b.TrustDomain, b.AlsoTrusted = s.trust.serverDomains()
 	if !svc.Protocol.IsHTTP() {
 		b.IdleTimeout = svc.Traffic.IdleTimeout
 	}
@@ -298,7 +298,7 @@ func (s *Snapshot) bundle(svc *Service, r reach) *Bundle {
 func (s *Snapshot) passthrough(svc *Service, endpoints []Endpoint) *Bundle {
 	return s.shared(&Bundle{
 		Name:        svc.Name,
-		TrustDomain: s.parts.Settings.TrustDomain,
+		TrustDomain: s.trust.TrustDomain,
 		Protocol:    svc.Protocol,
 		Addresses:   svc.Addresses,
 		Passthrough: true,

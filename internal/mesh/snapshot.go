@@ -63,6 +63,10 @@ func (s *Snapshot) Version() string { return s.version }
 // Settings returns what holds for the whole mesh. It is shared: do not change it.
 func (s *Snapshot) Settings() Settings { return s.parts.Settings }
 
+// Trust returns what the peers of every proxy are verified against. It is shared:
+// do not change it.
+func (s *Snapshot) Trust() *Trust { return s.trust }
+
 // Dump returns all that s was made of, sorted. It is shared: do not change it.
 func (s *Snapshot) Dump() Parts { return s.parts }
 
@@ -105,6 +109,7 @@ func (s *Snapshot) Outbound(id Identity) *Outbound {
 
 func (s *Snapshot) index() {
 	p := s.parts
+	s.trust = p.Settings.Trust()
 	s.namespaces = make(map[string]Namespace, len(p.Namespaces))
 	s.defaults = make(map[string]*PortPolicy, len(p.Namespaces))
 	for _, n := range p.Namespaces {
@@ -134,8 +139,6 @@ func (s *Snapshot) index() {
 		}
 	}
 	s.indexHints()
-	s.trust = &Trust{TrustDomain: p.Settings.TrustDomain, Bundle: p.Settings.TrustBundle}
-	s.trust.Key = digest(s.trust)
 	s.unmeshed = sync.OnceValue(s.findUnmeshed)
 }
 

@@ -15,17 +15,12 @@ type View struct {
 	Outbound *Outbound `json:"outbound"`
 }
 
-// Trust is what peers are verified against.
-type Trust struct {
-	Key         string `json:"key"`
-	TrustDomain string `json:"trustDomain"`
-	Bundle      string `json:"bundle"` // PEM; empty trusts nobody
-}
-
 // Inbound is what a workload serves. All replicas of a workload share one.
 type Inbound struct {
-	Key         string        `json:"key"`
+	Key string `json:"key"`
+	// TrustDomain and AlsoTrusted are where callers are accepted, by name.
 	TrustDomain string        `json:"trustDomain"`
+	AlsoTrusted []string      `json:"alsoTrusted,omitempty"`
 	Identity    Identity      `json:"identity"`
 	Ports       []InboundPort `json:"ports,omitempty"` // by port number
 }
@@ -97,6 +92,7 @@ type Bundle struct {
 	Key         string       `json:"key"`
 	Name        PortName     `json:"name"`
 	TrustDomain string       `json:"trustDomain"`
+	AlsoTrusted []string     `json:"alsoTrusted,omitempty"` // where servers are accepted, beside TrustDomain; by name
 	Protocol    Protocol     `json:"protocol,omitempty"`
 	Addresses   []netip.Addr `json:"addresses,omitempty"` // ClusterIPs
 	// Headless bundles are reached by the endpoints' own addresses, which several

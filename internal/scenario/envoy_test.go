@@ -65,7 +65,7 @@ var everywhere = strings.Fields(`
 	localReplyConfig maxConnectAttempts maxEarlyDataBytes maxSessionKeys mergeSlashes normalizePath pathWithEscapedSlashesAction
 	preserveExternalRequestId resourceApiVersion retriableHeaders retryBackOff retryHostPredicate
 	serverHeaderTransformation setCurrentClientCertDetails statPrefix streamIdleTimeout suppressEnvoyHeaders
-	tlsCertificateSdsSecretConfigs tlsParams transportSocketMatches trustedCa typedExtensionProtocolOptions
+	tlsCertificateSdsSecretConfigs tlsParams transportSocketMatches trustBundle trustedCa typedExtensionProtocolOptions
 	upgradeConfigs upstreamConnectMode`)
 
 func withoutRepetition(v any) any {

@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"cmp"
 	_ "embed" // roots.pem
 	"errors"
 	"fmt"
@@ -99,6 +100,13 @@ type settings struct {
 	TrafficPolicy string `json:"trafficPolicy"`
 	Egress        string `json:"egress"`
 	OSMMeshName   string `json:"osmMeshName"`
+	// TrustDomain is the one that signs; empty is cluster.local. Those that are
+	// accepted beside it may have roots.
+	TrustDomain string `json:"trustDomain"`
+	AlsoTrusted []struct {
+		Name  string `json:"name"`
+		Roots bool   `json:"roots"`
+	} `json:"alsoTrusted"`
 }
 
 // options returns the mesh's settings for a story: those of a fresh installation,
@@ -124,6 +132,14 @@ func options(dir string) (ingest.Options, error) {
 	}
 	if s.Egress == "deny" {
 		o.AllowEgress = false
+	}
+	o.TrustDomain = cmp.Or(s.TrustDomain, o.TrustDomain)
+	for _, d := range s.AlsoTrusted {
+		domain := mesh.TrustDomain{Name: d.Name}
+		if d.Roots {
+			domain.Bundle = roots
+		}
+		o.AlsoTrusted = append(o.AlsoTrusted, domain)
 	}
 	return o, nil
 }

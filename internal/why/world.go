@@ -38,7 +38,7 @@ func (w World) caller(ref, namespace string) (Caller, *corev1.Pod, error) {
 	kind, name, two := strings.Cut(ref, "/")
 	switch {
 	case strings.HasPrefix(ref, "spiffe://"):
-		id, err := mesh.ParseURI(ref, w.Snapshot.Settings().TrustDomain)
+		id, _, err := w.Snapshot.Settings().ParseURI(ref)
 		if err != nil {
 			return Caller{}, nil, err
 		}

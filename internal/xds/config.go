@@ -19,6 +19,7 @@ const (
 	passthroughName = "passthrough" // cluster: the address that the application dialled
 	closedName      = "closed"      // cluster: nothing; whatever is sent there is closed
 	trustName       = "trust"       // secret: the roots of the mesh
+	membersName     = "members"     // secret: the roots, for every identity of the mesh
 )
 
 // ads is a source that a proxy already has: the stream that this came by.

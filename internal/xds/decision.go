@@ -94,7 +94,7 @@ func httpDecision() fields {
 const (
 	failure    = "connection.transport_failure_reason"
 	failed     = "has(" + failure + ")"
-	wrongName  = failure + ".contains('SAN matcher')"
+	wrongName  = failure + ".contains('SAN match')"
 	unverified = "(" + failure + ".contains('CERTIFICATE_VERIFY_FAILED') || " + failure + ".contains('PEER_DID_NOT_RETURN'))"
 )
 

@@ -57,7 +57,8 @@ type inboundPart struct {
 // inbound encodes what a workload serves. The listener depends on the ports'
 // numbers and protocols, and on whether they take plain text. Who may call is in
 // routes for HTTP and in secrets for TCP, which are there in every mode and even
-// where nobody may, so that no change of policy changes a listener.
+// where nobody may, so that no change of policy changes a listener. Nor does a
+// change of trust: whose certificates HTTP ports take at all is a secret too.
 func (e *encoder) inbound(in inboundPart) {
 	e.part.Name = inboundName
 	l := e.captured(inboundName, bootstrap.InboundPort, in.dualStack)
@@ -67,6 +68,7 @@ func (e *encoder) inbound(in inboundPart) {
 	// every port. To a silent client of a strict port it is closed either way.
 	l.ListenerFiltersTimeout = durationpb.New(plainTimeout)
 	l.ContinueOnListenerFiltersTimeout = true
+	accepted, members := domains(in.TrustDomain, in.AlsoTrusted), false
 	var served []*listenerv3.ListenerFilterChainMatchPredicate
 	for _, p := range in.Ports {
 		if p.Port >= firstOwnPort && p.Port <= lastOwnPort {
@@ -77,11 +79,15 @@ func (e *encoder) inbound(in inboundPart) {
 		e.add(Cluster, applicationName(p), e.application(p, in.dualStack))
 		if p.Protocol != mesh.TCP {
 			e.inboundRoute(in.Inbound, p)
+			members = true
 		}
 		if !p.Protocol.IsHTTP() {
-			e.validation(allowName(p), in.trust, mayConnect(in.TrustDomain, p))
+			e.validation(allowName(p), in.trust, mayConnect(accepted, p))
 			e.policySecret(p)
 		}
+	}
+	if members {
+		e.validation(membersName, in.trust, anyName(accepted))
 	}
 	if len(served) > 0 {
 		l.ListenerFilters = append(l.ListenerFilters, e.tlsInspector(served))
@@ -136,7 +142,7 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 		}
 		chains = append(chains, out)
 	}
-	members, allowed := meshMembers(in.TrustDomain), onlyBySecret(allowName(p))
+	members, allowed := onlyBySecret(membersName), onlyBySecret(allowName(p))
 	switch {
 	case p.Protocol.IsHTTP():
 		add(httpChain, members, e.inboundHTTP(in.Inbound, p, downstreamTLS), &listenerv3.FilterChainMatch{})
@@ -159,11 +165,11 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 }
 
 // mayConnect are the names that a TCP client may have.
-func mayConnect(trustDomain string, p mesh.InboundPort) []*tlsv3.SubjectAltNameMatcher {
+func mayConnect(domains []string, p mesh.InboundPort) []*tlsv3.SubjectAltNameMatcher {
 	if p.Mode == mesh.Permissive {
-		return anyName(trustDomain)
+		return anyName(domains)
 	}
-	return uriNames(names(trustDomain, p.Callers, p.Groups))
+	return uriNames(names(domains, p.Callers, p.Groups))
 }
 
 // inboundTCP hands a connection to the application once the handshake has shown

@@ -33,7 +33,7 @@ func (e *encoder) access(in *mesh.Inbound, p mesh.InboundPort) *rbacfilterv3.RBA
 		}
 	} else {
 		for _, r := range p.Rules {
-			e.allow(policies, r, in.TrustDomain)
+			e.allow(policies, r, domains(in.TrustDomain, in.AlsoTrusted))
 		}
 	}
 	if len(policies) > 0 {
@@ -48,11 +48,11 @@ const permissivePolicy = "permissive mode"
 // allow adds a rule. A policy has the name of the object that the rule comes from,
 // which is what access log and metrics call it; the rules of one object that are
 // for the same callers are one policy.
-func (e *encoder) allow(policies map[string]*rbacv3.Policy, r mesh.Rule, trustDomain string) {
+func (e *encoder) allow(policies map[string]*rbacv3.Policy, r mesh.Rule, domains []string) {
 	if len(r.Callers)+len(r.Groups) == 0 {
 		return // nobody
 	}
-	callers := principals(names(trustDomain, r.Callers, r.Groups))
+	callers := principals(names(domains, r.Callers, r.Groups))
 	name := r.Source
 	for n := 2; policies[name] != nil && !slices.EqualFunc(policies[name].Principals, callers, equal); n++ {
 		name = fmt.Sprintf("%s (%d)", r.Source, n)

@@ -60,7 +60,7 @@ func mutualTLS() *tlsv3.CommonTlsContext {
 // the names.
 func (e *encoder) clientTLS(b *mesh.Bundle) *corev3.TransportSocket {
 	c := mutualTLS()
-	c.ValidationContextType = trusting(exactNames(b.TrustDomain, b.Identities))
+	c.ValidationContextType = trusting(exactNames(domains(b.TrustDomain, b.AlsoTrusted), b.Identities))
 	return e.transportSocket(tlsSocket, &tlsv3.UpstreamTlsContext{
 		CommonTlsContext: c,
 		Sni:              serverName(b.Name),
@@ -80,16 +80,14 @@ func (e *encoder) serverTLS(c *tlsv3.CommonTlsContext) *corev3.TransportSocket {
 	})
 }
 
-// meshMembers lets in every identity of the trust domain.
-func meshMembers(trustDomain string) *tlsv3.CommonTlsContext {
-	c := mutualTLS()
-	c.ValidationContextType = trusting(anyName(trustDomain))
-	return c
+// domains are the trust domains in which names are accepted.
+func domains(first string, also []string) []string {
+	return append([]string{first}, also...)
 }
 
-// anyName is every identity of the trust domain.
-func anyName(trustDomain string) []*tlsv3.SubjectAltNameMatcher {
-	return uriNames(names(trustDomain, nil, []mesh.Group{mesh.Everyone}))
+// anyName is every identity of the trust domains.
+func anyName(domains []string) []*tlsv3.SubjectAltNameMatcher {
+	return uriNames(names(domains, nil, []mesh.Group{mesh.Everyone}))
 }
 
 // onlyBySecret lets in those that a secret names, which can change without a new
@@ -114,19 +112,21 @@ func trusting(names []*tlsv3.SubjectAltNameMatcher) *tlsv3.CommonTlsContext_Comb
 }
 
 // exactNames are the certificates of the identities, or of nobody.
-func exactNames(trustDomain string, identities []mesh.Identity) []*tlsv3.SubjectAltNameMatcher {
-	return uriNames(names(trustDomain, identities, nil))
+func exactNames(domains []string, identities []mesh.Identity) []*tlsv3.SubjectAltNameMatcher {
+	return uriNames(names(domains, identities, nil))
 }
 
-// names are the SPIFFE IDs of the identities and of the groups' identities. There
-// are none for nobody.
-func names(trustDomain string, identities []mesh.Identity, groups []mesh.Group) []*matcherv3.StringMatcher {
+// names are the SPIFFE IDs of the identities and of the groups' identities, in each
+// of the trust domains. There are none for nobody.
+func names(domains []string, identities []mesh.Identity, groups []mesh.Group) []*matcherv3.StringMatcher {
 	var out []*matcherv3.StringMatcher
-	for _, id := range identities {
-		out = append(out, exact(id.URI(trustDomain)))
-	}
-	for _, g := range groups {
-		out = append(out, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: g.URIPrefix(trustDomain)}})
+	for _, domain := range domains {
+		for _, id := range identities {
+			out = append(out, exact(id.URI(domain)))
+		}
+		for _, g := range groups {
+			out = append(out, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: g.URIPrefix(domain)}})
+		}
 	}
 	return out
 }
@@ -156,15 +156,39 @@ func (e *encoder) trust(t *mesh.Trust) {
 // validation writes a secret that accepts certificates of the mesh with one of
 // the names; with no names it must be joined with some.
 func (e *encoder) validation(name string, t *mesh.Trust, names []*tlsv3.SubjectAltNameMatcher) {
-	if err := checkBundle(t.Bundle); err != nil {
-		e.faults = append(e.faults, fmt.Errorf("trust bundle: %w", err))
+	context := &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: names}
+	if len(t.Also) == 0 {
+		if err := checkBundle(t.Bundle); err != nil {
+			e.faults = append(e.faults, fmt.Errorf("trust bundle: %w", err))
+		}
+		context.TrustedCa = inline(t.Bundle)
+	} else {
+		context.CustomValidatorConfig = &corev3.TypedExtensionConfig{Name: spiffeValidator, TypedConfig: e.any(e.spiffe(t))}
 	}
-	e.add(Secret, name, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
-		ValidationContext: &tlsv3.CertificateValidationContext{
-			TrustedCa:                 &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: t.Bundle}},
-			MatchTypedSubjectAltNames: names,
-		},
-	}})
+	e.add(Secret, name, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{ValidationContext: context}})
+}
+
+const spiffeValidator = "envoy.tls.cert_validator.spiffe"
+
+// spiffe verifies each peer against the roots of the trust domain that its SPIFFE
+// ID names. Were they one bundle, each root could make names of every domain.
+// Nobody of a domain without roots is trusted, for the validator does not hear of
+// it.
+func (e *encoder) spiffe(t *mesh.Trust) *tlsv3.SPIFFECertValidatorConfig {
+	c := &tlsv3.SPIFFECertValidatorConfig{}
+	for _, d := range t.Domains() {
+		if d.Bundle == "" {
+			continue
+		}
+		if err := checkBundle(d.Bundle); err != nil {
+			e.faults = append(e.faults, fmt.Errorf("trust bundle of %s: %w", d.Name, err))
+		}
+		c.TrustDomains = append(c.TrustDomains, &tlsv3.SPIFFECertValidatorConfig_TrustDomain{Name: d.Name, TrustBundle: inline(d.Bundle)})
+	}
+	if len(c.TrustDomains) == 0 {
+		e.faults = append(e.faults, errors.New("trust bundle: no trust domain has one; at least one root is needed"))
+	}
+	return c
 }
 
 // checkBundle refuses what Envoy would: it has no way to trust nobody, so an

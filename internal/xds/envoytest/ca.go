@@ -42,14 +42,18 @@ func (ca *CA) Bundle() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw}))
 }
 
-// Sign returns a chain and a key, both PEM, for the URI uri.
-func (ca *CA) Sign(t testing.TB, uri string) (chain, key []byte) {
+// Sign returns a chain and a key, both PEM, for the URIs: one, as a rule.
+func (ca *CA) Sign(t testing.TB, uris ...string) (chain, key []byte) {
 	t.Helper()
-	u, err := url.Parse(uri)
-	must(t, err)
+	names := make([]*url.URL, len(uris))
+	for i, uri := range uris {
+		var err error
+		names[i], err = url.Parse(uri)
+		must(t, err)
+	}
 	k := newKey(t)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), URIs: []*url.URL{u},
+		SerialNumber: big.NewInt(time.Now().UnixNano()), URIs: names,
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}, ca.cert, &k.PublicKey, ca.key)

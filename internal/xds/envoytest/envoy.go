@@ -182,6 +182,14 @@ func (e *Envoy) has(ctx context.Context, set *xds.Set) error {
 	return compareDump([]byte(text), set)
 }
 
+// Renew replaces the certificate file as the agent does, by one rename.
+func (e *Envoy) Renew(t testing.TB, certificate []byte) {
+	t.Helper()
+	file := bootstrap.FilesIn(e.state).Certificate
+	must(t, os.WriteFile(file+".new", certificate, 0o644))
+	must(t, os.Rename(file+".new", file))
+}
+
 // Get asks Envoy's admin interface.
 func (e *Envoy) Get(ctx context.Context, path string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
