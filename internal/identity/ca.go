@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
 const (
@@ -30,9 +33,15 @@ const (
 // A CAConfig says which authority a CA has.
 type CAConfig struct {
 	TrustDomain string
-	// Secret in the system namespace that holds an authority of the user's. Empty:
-	// outrigger-ca, which is made at the first start.
+	// Secret in the system namespace that holds an authority. Empty: outrigger-ca.
+	// One of rotation.OwnSecrets is made where the mesh has no root yet, or Fresh.
 	Secret string
+	// Roots are those that the authority is known by; none where it is not known yet.
+	// One that leads to another root is refused.
+	Roots []*x509.Certificate
+	// Fresh allows an authority that nobody knows yet, because people want to rotate
+	// to it, and makes it in a Secret that the mesh may make.
+	Fresh bool
 	// Changed is called when the roots are other ones; nil for nobody.
 	Changed func()
 }
@@ -145,12 +154,10 @@ func constrain(template *x509.Certificate, trustDomain string) {
 }
 
 // secret returns the name of the Secret with the authority.
-func (c *CA) secret() string {
-	if c.cfg.Secret != "" {
-		return c.cfg.Secret
-	}
-	return CASecret
-}
+func (c *CA) secret() string { return cmp.Or(c.cfg.Secret, CASecret) }
+
+// own reports whether it is one that the mesh makes itself.
+func (c *CA) own() bool { return slices.Contains(rotation.OwnSecrets(), c.secret()) }
 
 // Run follows the Secret until ctx ends: an intermediate of the user's that is
 // renewed there, or a root that is added, counts without a restart. What cannot
@@ -198,7 +205,9 @@ func (c *CA) Reload(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	next, err := c.home.useCA(ctx, c.cfg, records, data)
+	cfg := c.cfg
+	cfg.Fresh, cfg.Roots = false, nil // what is published by now is what counts
+	next, err := c.home.useCA(ctx, cfg, records, data)
 	if err != nil {
 		return false, err
 	}

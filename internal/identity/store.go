@@ -58,21 +58,32 @@ func OpenCA(ctx context.Context, home Home, cfg CAConfig) (*CA, error) {
 	case !apierrors.IsNotFound(err) && err != nil:
 		return nil, err
 	case err == nil:
-	case cfg.Secret != "":
+	case !ca.own():
 		return nil, fmt.Errorf("%w: Secret %s/%s is missing; make it with the root or intermediate that the mesh is to sign with, or have the mesh make its own by naming no Secret",
-			ErrNoCA, home.Namespace, cfg.Secret)
-	case len(records) > 0:
-		return nil, fmt.Errorf("%w: Secret %s/%s is missing, but ConfigMap %s in %s says that there was one; restore it from a backup, "+
-			"or, to begin anew with a root that no running pod trusts, delete that ConfigMap from every namespace", ErrNoCA, home.Namespace, CASecret, TrustConfigMap, places(records))
+			ErrNoCA, home.Namespace, ca.secret())
+	case !cfg.Fresh && (len(records) > 0 || len(cfg.Roots) > 0):
+		return nil, fmt.Errorf("%w: Secret %s/%s is missing, but %s says that there was one; restore it from a backup, "+
+			"or begin anew with a root that no running pod trusts (docs/certificates.md)", ErrNoCA, home.Namespace, ca.secret(), witness(records))
 	default:
-		if ca.data, err = home.createCA(ctx, cfg.TrustDomain); err != nil {
+		if ca.data, err = home.createCA(ctx, ca.secret(), cfg.TrustDomain); err != nil {
 			return nil, err
 		}
 	}
 	if ca.authority, err = home.useCA(ctx, cfg, records, ca.data); err != nil {
 		return nil, err
 	}
+	if cfg.Fresh {
+		return ca, nil // it is recorded when it is trusted
+	}
 	return ca, home.record(ctx, ca.authority.roots)
+}
+
+// witness says what knows of a CA.
+func witness(records []corev1.ConfigMap) string {
+	if len(records) == 0 {
+		return "the record of the authorities"
+	}
+	return fmt.Sprintf("ConfigMap %s in %s", TrustConfigMap, places(records))
 }
 
 // readCA returns the data of a Secret.
@@ -92,8 +103,16 @@ func (h Home) useCA(ctx context.Context, cfg CAConfig, records []corev1.ConfigMa
 	if ca.authority, err = parseAuthority(data, time.Now()); err != nil {
 		return nil, fmt.Errorf("%w: Secret %s/%s is damaged: %w", ErrNoCA, h.Namespace, ca.secret(), err)
 	}
-	if err := h.checkRecord(records, ca.secret(), ca.authority.root); err != nil {
-		return nil, err
+	switch {
+	case cfg.Fresh:
+	case len(cfg.Roots) > 0:
+		if !slices.ContainsFunc(cfg.Roots, ca.authority.root.Equal) {
+			return nil, fmt.Errorf("%w: Secret %s/%s holds another root than the mesh knows it by; restore the Secret from a backup, or rotate to a Secret of another name", ErrNoCA, h.Namespace, ca.secret())
+		}
+	default:
+		if err := h.checkRecord(records, ca.secret(), ca.authority.root); err != nil {
+			return nil, err
+		}
 	}
 	// Constraints of the user's authorities, or a weak algorithm, show only when
 	// somebody verifies a leaf.
@@ -109,12 +128,12 @@ func (h Home) useCA(ctx context.Context, cfg CAConfig, records []corev1.ConfigMa
 
 // createCA writes a new CA, and returns its data or that of the one which another
 // replica has just written.
-func (h Home) createCA(ctx context.Context, trustDomain string) (map[string][]byte, error) {
+func (h Home) createCA(ctx context.Context, name, trustDomain string) (map[string][]byte, error) {
 	data, err := newCA(trustDomain, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	secret, err := h.createSecret(ctx, CASecret, data)
+	secret, err := h.createSecret(ctx, name, data)
 	if err != nil {
 		return nil, err
 	}

@@ -274,3 +274,31 @@ func TestTrust(t *testing.T) {
 	must(t, err)
 	sync("another mesh in the cluster is left alone", nil, "trust-a", "trust-theirs")
 }
+
+func TestOwnSecrets(t *testing.T) {
+	home, _ := newHome(t, "own-secrets")
+	first, err := OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain, Secret: CASecret})
+	must(t, err)
+	_, err = OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain, Secret: "outrigger-ca-2"})
+	if !errors.Is(err, ErrNoCA) {
+		t.Errorf("a second root is made though nobody rotates to it: %v", err)
+	}
+	next, err := OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain, Secret: "outrigger-ca-2", Fresh: true})
+	must(t, err)
+	if next.authority.root.Equal(first.authority.root) {
+		t.Error("the new root is the old one")
+	}
+	again, err := OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain, Secret: "outrigger-ca-2", Roots: next.Roots()})
+	must(t, err)
+	if !again.authority.root.Equal(next.authority.root) {
+		t.Error("a known root is another one")
+	}
+	_, err = OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain, Secret: "outrigger-ca-2", Roots: first.Roots()})
+	if !errors.Is(err, ErrNoCA) {
+		t.Errorf("a Secret with another root than is known is accepted: %v", err)
+	}
+	_, err = OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain, Secret: "outrigger-ca-3", Roots: first.Roots()})
+	if !errors.Is(err, ErrNoCA) {
+		t.Errorf("a root that is known and lost is made anew: %v", err)
+	}
+}

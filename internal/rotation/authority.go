@@ -17,6 +17,12 @@ import (
 // BuiltInSecret is the Secret of the mesh's own root where no other is named.
 const BuiltInSecret = "outrigger-ca"
 
+// OwnSecrets are the Secrets that the mesh makes roots in: each is made once and
+// never changed, so a new root takes the next that there is not yet.
+func OwnSecrets() []string {
+	return []string{BuiltInSecret, BuiltInSecret + "-2", BuiltInSecret + "-3", BuiltInSecret + "-4"}
+}
+
 // An Authority is who may sign for a trust domain, and how outriggerd reaches it.
 // Exactly one of the kinds is set. Objects that it names are in the system
 // namespace.
