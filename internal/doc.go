@@ -19,6 +19,7 @@
 //	identity    SHELL  who is calling, and its certificate; the CA; trust
 //	server      SHELL  delta ADS and signing over gRPC
 //	agent       SHELL  in the pod: key, certificate, Envoy, probes
+//	limit              how often each caller may do something
 //	golden      TEST   compare with testdata
 //	scenario    TEST   the pure pipeline over whole stories
 //	proof       TEST   written rules, real Envoys and why agree on random meshes

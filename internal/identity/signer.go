@@ -1,12 +1,16 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 
+	"github.com/outrigger-mesh/outrigger/internal/limit"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -18,9 +22,20 @@ type Signer struct {
 	Authorities *Authorities
 	// Lifetime of the certificates; zero is 24 h.
 	Lifetime time.Duration
+	// PodRate is how many certificates one pod may have signed in a second, and
+	// PodBurst how many at once; zero is one in ten seconds and ten.
+	PodRate  rate.Limit
+	PodBurst int
+
+	pods limit.Keys[string] // by uid
 }
 
-const defaultLifetime = 24 * time.Hour
+const (
+	defaultLifetime = 24 * time.Hour
+	defaultPodRate  = rate.Limit(0.1)
+	defaultPodBurst = 10
+	podRetry        = 10 * time.Second
+)
 
 // Sign returns the chain, leaf first, for the request of whoever has the token,
 // and the roots of all that the mesh trusts; all DER. The error is a *signing.Refusal.
@@ -44,6 +59,12 @@ func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (chain, roo
 	template := newTemplate(caller.Identity, now.Signing.Authority.TrustDomain, caller.Pod.UID, lifetime)
 	if err := checkRequest(request, template); err != nil {
 		return nil, nil, err
+	}
+	if !s.pods.Allow(caller.Pod.UID, cmp.Or(s.PodRate, defaultPodRate), cmp.Or(s.PodBurst, defaultPodBurst)) {
+		return nil, nil, &signing.Refusal{
+			Code: codes.ResourceExhausted, Reason: ReasonPodRate, RetryAfter: podRetry,
+			Err: fmt.Errorf("pod %s has certificates signed too often", caller.Pod),
+		}
 	}
 	issued, err := issue(ctx, now.Signing.Issuer, request, template)
 	if refusal, ok := errors.AsType[*signing.Refusal](err); ok {

@@ -28,6 +28,7 @@ const (
 	ReasonTokenExpired    = "token-expired"
 	ReasonTokenRejected   = "token-rejected"
 	ReasonReview          = "review-failed"
+	ReasonReviewsBusy     = "reviews-busy"
 	ReasonNotPodBound     = "not-pod-bound"
 	ReasonSystemNamespace = "system-namespace"
 	ReasonNotInMesh       = "namespace-not-in-mesh"
@@ -40,6 +41,7 @@ const (
 	ReasonKey             = "request-key"
 	ReasonNames           = "request-names"
 	ReasonIssuer          = "issuer-failed"
+	ReasonPodRate         = "pod-rate-limited"
 	ReasonBusy            = "issuer-busy"
 	ReasonDenied          = "issuer-denied"
 )
@@ -75,10 +77,26 @@ type VerifierConfig struct {
 }
 
 // A Verifier finds out which pod is calling. It is safe for concurrent use.
-type Verifier struct{ cfg VerifierConfig }
+type Verifier struct {
+	cfg VerifierConfig
+	// reviews holds one value for each review that the API server is busy with, and
+	// patience is how long a caller waits for its turn.
+	reviews  chan struct{}
+	patience time.Duration
+}
+
+const (
+	// maxReviews bounds what tokens that only look right can do to the API server.
+	// More callers wait, which takes no more of it.
+	maxReviews     = 32
+	reviewPatience = 5 * time.Second
+	reviewRetry    = 2 * time.Second
+)
 
 // NewVerifier returns a Verifier.
-func NewVerifier(cfg VerifierConfig) *Verifier { return &Verifier{cfg: cfg} }
+func NewVerifier(cfg VerifierConfig) *Verifier {
+	return &Verifier{cfg: cfg, reviews: make(chan struct{}, maxReviews), patience: reviewPatience}
+}
 
 // A Caller is a pod that has proved what it is.
 type Caller struct {
@@ -152,6 +170,10 @@ func hasAddress(pod *corev1.Pod, at netip.Addr) bool {
 // review has the API server verify a token, and takes the identity from its
 // answer alone.
 func (v *Verifier) review(ctx context.Context, token string) (Caller, error) {
+	if err := v.turn(ctx); err != nil {
+		return Caller{}, err
+	}
+	defer func() { <-v.reviews }()
 	answer, err := v.cfg.Reviews.Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{v.cfg.Audience}},
 	}, metav1.CreateOptions{})
@@ -176,6 +198,22 @@ func (v *Verifier) review(ctx context.Context, token string) (Caller, error) {
 		Identity: mesh.Identity{Namespace: namespace, ServiceAccount: name},
 		Pod:      mesh.ProxyID{Namespace: namespace, Pod: pod[0], UID: uid[0]},
 	}, nil
+}
+
+// turn waits until one more review may be asked for. Whoever got it gives it back.
+func (v *Verifier) turn(ctx context.Context) error {
+	patience := time.NewTimer(v.patience)
+	defer patience.Stop()
+	select {
+	case v.reviews <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+	case <-patience.C:
+	}
+	return &signing.Refusal{
+		Code: codes.ResourceExhausted, Reason: ReasonReviewsBusy, RetryAfter: reviewRetry,
+		Err: fmt.Errorf("%d tokens are being reviewed", maxReviews),
+	}
 }
 
 // checkNamespace checks that identities of a namespace may be given away.

@@ -50,6 +50,15 @@ func clientLeaf(ctx context.Context) (*x509.Certificate, error) {
 	return leaf, nil
 }
 
+// callerOf tells those apart who open streams: by the pod that a certificate
+// names or, where it names none, by its identity and the address.
+func callerOf(ctx context.Context, leaf *x509.Certificate) string {
+	if leaf.Subject.SerialNumber != "" || len(leaf.URIs) == 0 {
+		return leaf.Subject.SerialNumber
+	}
+	return leaf.URIs[0].String() + " " + clientAddress(ctx).String()
+}
+
 // bind checks that a certificate was made for the pod that a node id names, and
 // returns whose it is. The service account alone is not enough: with it, one
 // replica could speak for another. A certificate that names no pod, as those of

@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +128,54 @@ func TestNewestStreamsOfAPodStay(t *testing.T) {
 	for _, e := range streams[1:] {
 		e.hear()
 	}
+}
+
+// A pod that opens streams in a loop must not take the turns of all others.
+func TestOpeningStreamsIsLimitedByCaller(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.CallerRate, c.CallerBurst = 1e-9, 2 })
+	town := newTown(w.ca)
+	loud, quiet := town.pod("a-1", "a"), town.pod("a-2", "a")
+	w.publish(t, town, loud)
+	counter := w.metrics.refused.WithLabelValues(reasonRate)
+	for n := range 3 {
+		e := w.join(t, loud) // a new connection, and a new certificate of the pod
+		e.subscribe(xds.Cluster)
+		if n < 2 {
+			e.hear()
+		} else if got := status.Code(e.end()); got != codes.ResourceExhausted {
+			t.Errorf("one stream too many ended with %s", got)
+		}
+	}
+	if n := value(t, counter); n != 1 {
+		t.Errorf("the refusal was counted %v times", n)
+	}
+	e := w.join(t, quiet)
+	e.subscribe(xds.Cluster)
+	e.hear()
+}
+
+// Anybody who reaches the port may hold connections open.
+func TestIdleConnectionsAreClosed(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.IdleTime = 100 * time.Millisecond })
+	town := newTown(w.ca)
+	pod := town.pod("a-1", "a")
+	w.publish(t, town, pod)
+	proxy := w.join(t, pod)
+	proxy.subscribe(xds.Cluster)
+	proxy.hear()
+
+	conn, err := tls.Dial("tcp", w.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	must(t, err)
+	defer conn.Close()
+	_, err = conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
+	must(t, err)
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	if _, err = io.Copy(io.Discard, conn); err != nil {
+		t.Errorf("a connection without a call: %v; want the server to close it", err)
+	}
+	town.service("shop", 1)
+	w.publish(t, town, pod)
+	proxy.hear() // one with a stream stays
 }
 
 // Anybody who reaches the port may begin to ask for a certificate.

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/outrigger-mesh/outrigger/internal/limit"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 	"github.com/outrigger-mesh/outrigger/internal/xds"
@@ -67,6 +68,10 @@ type Config struct {
 	// More of them wait, so that a whole mesh that reconnects at once does not
 	// take the server down.
 	StreamRate rate.Limit
+	// CallerRate is how many of them one certificate may open in a second, and
+	// CallerBurst how many at once; zero is 1 and 20.
+	CallerRate  rate.Limit
+	CallerBurst int
 	// SignRate is how many certificates one address may ask for in a second, and
 	// SignBurst how many at once; zero is 5 and 50. All pods of a node may share an
 	// address.
@@ -82,6 +87,9 @@ type Config struct {
 	// ConnectionAge is when a client is asked to connect again, give or take a
 	// tenth, so that clients spread over the replicas; zero is 30 minutes.
 	ConnectionAge time.Duration
+	// IdleTime is how long a connection may carry no call; zero is a minute. A proxy's
+	// always carries its stream.
+	IdleTime time.Duration
 	// StopTime is how long calls that are under way may take when the server
 	// stops; zero is 5 s.
 	StopTime time.Duration
@@ -89,12 +97,15 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.StreamRate = cmp.Or(c.StreamRate, 200)
+	c.CallerRate = cmp.Or(c.CallerRate, 1)
+	c.CallerBurst = cmp.Or(c.CallerBurst, 20)
 	c.SignRate = cmp.Or(c.SignRate, 5)
 	c.SignBurst = cmp.Or(c.SignBurst, 50)
 	c.SignTime = cmp.Or(c.SignTime, 45*time.Second)
 	c.ReadTime = cmp.Or(c.ReadTime, 10*time.Second)
 	c.WarmTime = cmp.Or(c.WarmTime, 2*time.Second)
 	c.ConnectionAge = cmp.Or(c.ConnectionAge, 30*time.Minute)
+	c.IdleTime = cmp.Or(c.IdleTime, time.Minute)
 	c.StopTime = cmp.Or(c.StopTime, 5*time.Second)
 	return c
 }
@@ -106,8 +117,9 @@ type Server struct {
 
 	cfg     Config
 	metrics metrics
-	opening *rate.Limiter // streams
-	signing *addressLimiter
+	opening *rate.Limiter          // streams
+	openers limit.Keys[string]     // who opens streams
+	asking  limit.Keys[netip.Addr] // for certificates
 	cache   *xds.Cache
 	steps   steps
 
@@ -126,7 +138,6 @@ func New(cfg Config) *Server {
 		cfg:     cfg,
 		metrics: newMetrics(cfg.Metrics),
 		opening: rate.NewLimiter(cfg.StreamRate, int(cfg.StreamRate)+1),
-		signing: newAddressLimiter(cfg.SignRate, cfg.SignBurst),
 		cache:   xds.NewCache(),
 		proxies: map[*proxy]struct{}{},
 	}
@@ -179,6 +190,7 @@ func (s *Server) options() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:                  30 * time.Second,
 			Timeout:               10 * time.Second,
+			MaxConnectionIdle:     s.cfg.IdleTime,
 			MaxConnectionAge:      s.cfg.ConnectionAge, // gRPC adds the jitter
 			MaxConnectionAgeGrace: 10 * time.Second,
 		}),

@@ -141,6 +141,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 		Pods:        w.pods,
 		Metrics:     w.registry,
 		StreamRate:  10_000,
+		CallerRate:  10_000,
 		// A test that does not acknowledge clusters says so by setting it.
 		WarmTime: time.Hour,
 		StopTime: 10 * time.Second,

@@ -3,12 +3,9 @@ package server
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -65,7 +62,7 @@ func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, er
 	if call.FullMethodName != signing.Certificates_Sign_FullMethodName {
 		return ctx, nil
 	}
-	if !s.signing.allow(clientAddress(ctx)) {
+	if !s.asking.Allow(clientAddress(ctx), s.cfg.SignRate, s.cfg.SignBurst) {
 		return nil, s.refused(ctx, refuse(codes.ResourceExhausted, reasonRate, "this address asks too often"))
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SignTime)
@@ -113,46 +110,4 @@ func bearer(ctx context.Context) (string, error) {
 		return "", refuse(codes.Unauthenticated, reasonToken, "authorization is not of the form Bearer TOKEN with at most %d bytes", maxToken)
 	}
 	return token, nil
-}
-
-// An addressLimiter limits how often each address may ask.
-type addressLimiter struct {
-	rate  rate.Limit
-	burst int
-
-	mu       sync.Mutex
-	limiters map[netip.Addr]*rate.Limiter
-}
-
-// maxAddresses bounds the memory of an addressLimiter.
-const maxAddresses = 10_000
-
-func newAddressLimiter(r rate.Limit, burst int) *addressLimiter {
-	return &addressLimiter{rate: r, burst: burst, limiters: map[netip.Addr]*rate.Limiter{}}
-}
-
-func (l *addressLimiter) allow(a netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	limiter, ok := l.limiters[a]
-	if !ok {
-		if len(l.limiters) >= maxAddresses {
-			l.sweep()
-		}
-		if len(l.limiters) >= maxAddresses {
-			return false // so many addresses at once are an attack
-		}
-		limiter = rate.NewLimiter(l.rate, l.burst)
-		l.limiters[a] = limiter
-	}
-	return limiter.Allow()
-}
-
-// sweep forgets addresses that have not asked for so long that they start anew.
-func (l *addressLimiter) sweep() {
-	for a, limiter := range l.limiters {
-		if limiter.Tokens() >= float64(l.burst) {
-			delete(l.limiters, a)
-		}
-	}
 }

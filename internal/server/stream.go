@@ -143,6 +143,10 @@ func (s *Server) open(ctx context.Context, requests <-chan *discoveryv3.DeltaDis
 	if err != nil {
 		return nil, nil, time.Time{}, err
 	}
+	// Before the turn of all, so that one caller cannot take everybody's.
+	if !s.openers.Allow(callerOf(ctx, leaf), s.cfg.CallerRate, s.cfg.CallerBurst) {
+		return nil, nil, time.Time{}, refuse(codes.ResourceExhausted, reasonRate, "this certificate opens streams too often")
+	}
 	turn, cancel := context.WithTimeout(ctx, openingWait)
 	defer cancel()
 	if err := s.opening.Wait(turn); err != nil {
