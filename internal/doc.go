@@ -17,6 +17,7 @@
 //	api/conversion PURE an SMI object -> the same in another version
 //	controller  SHELL  watch, debounce, ingest, publish; Problems -> Events
 //	identity    SHELL  who is calling, and its certificate; the CA; trust
+//	vault       SHELL  the calls to a Vault server, for identity
 //	server      SHELL  delta ADS and signing over gRPC
 //	agent       SHELL  in the pod: key, certificate, Envoy, probes
 //	limit              how often each caller may do something

@@ -58,6 +58,7 @@ var layers = map[string]layer{
 	},
 	"webhook":                 {ours: []string{"injector", "internal/annotation", "internal/api/conversion"}, outside: []string{"k8s.io/apiextensions-apiserver/pkg/apis/", "k8s.io/api/", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/", "github.com/go-logr/logr", "gomodules.xyz/jsonpatch/v2"}},
 	"internal/limit":          {outside: []string{"golang.org/x/time/"}},
+	"internal/vault":          {},
 	"internal/signing":        {ours: []string{"internal/mesh"}, outside: []string{"google.golang.org/"}},
 	"internal/api":            {outside: []string{"k8s.io/apimachinery/"}},
 	"internal/api/conversion": {pure: true, ours: []string{"internal/annotation"}, outside: []string{"k8s.io/apimachinery/"}},
@@ -67,7 +68,7 @@ var layers = map[string]layer{
 	},
 	"internal/rotation": {pure: true, outside: []string{"k8s.io/apimachinery/pkg/util/validation"}},
 	"internal/identity": {
-		ours:    []string{"internal/limit", "internal/mesh", "internal/rotation", "internal/signing", "internal/annotation"},
+		ours:    []string{"internal/limit", "internal/mesh", "internal/rotation", "internal/signing", "internal/annotation", "internal/vault"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/", "golang.org/x/", "google.golang.org/grpc/codes"},
 	},
 	"internal/server": {

@@ -67,6 +67,42 @@ func TestLegacyIptables(t *testing.T) {
 	}
 }
 
+// TestVaultLogin wants outriggerd to have a token for Vault, and the record of the
+// engine's roots, where Vault is chosen and nowhere else.
+func TestVaultLogin(t *testing.T) {
+	const address = "certificates.vault.address=https://v:8200,certificates.vault.role=mesh"
+	cases := map[string]struct {
+		set            string
+		token, records bool
+		audience       string
+	}{
+		"not chosen":       {set: ""},
+		"token in Secret":  {set: address + ",certificates.vault.token.secret=s,certificates.vault.token.key=k", records: true},
+		"Kubernetes":       {set: address + ",certificates.vault.kubernetes.role=r", token: true, records: true, audience: `audience: "vault"`},
+		"another audience": {set: address + ",certificates.vault.kubernetes.role=r,certificates.vault.kubernetes.audience=bank", token: true, records: true, audience: `audience: "bank"`},
+		"beside the webhook's certificate": {
+			set:   address + ",certificates.vault.kubernetes.role=r,webhook.certManager.enabled=true,webhook.certManager.issuerRef.name=i",
+			token: true, records: true, audience: `audience: "vault"`,
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			chart, _, err := runCommand(t, "", "install", "--dry-run", "--set", tc.set)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for what, want := range map[string]bool{"mountPath: /var/run/secrets/outrigger.dev/vault\n": tc.token, "resourceNames: [outrigger-roots]": tc.records} {
+				if got := strings.Contains(chart, what); got != want {
+					t.Errorf("%s: the chart has %q: %t; want %t", tc.set, what, got, want)
+				}
+			}
+			if !strings.Contains(chart, tc.audience) {
+				t.Errorf("%s: the chart has no %s", tc.set, tc.audience)
+			}
+		})
+	}
+}
+
 // TestAuthority wants outriggerd to be told who signs, and to have the right to read
 // the Secrets that this needs and no others.
 func TestAuthority(t *testing.T) {
@@ -77,7 +113,7 @@ func TestAuthority(t *testing.T) {
 		"cert-manager": {set: "certificates.issuer=certManager,certificates.certManager.issuer=mesh", authority: `{"certManager":{"group":"cert-manager.io","issuer":"mesh","kind":"Issuer","rootsConfigMap":""}}`, secrets: own},
 		"Vault": {
 			set:       "certificates.issuer=vault,certificates.vault.address=https://v:8200,certificates.vault.role=mesh,certificates.vault.token.secret=login,certificates.vault.token.key=token,certificates.vault.caSecret=vault-ca",
-			authority: `"role":"mesh","token":{"key":"token","secret":"login"}}}`, secrets: own + `,"vault-ca","login"`,
+			authority: `"role":"mesh","roots":"","token":{"key":"token","secret":"login"}}}`, secrets: own + `,"vault-ca","login"`,
 		},
 		"Kubernetes login": {
 			set:       "certificates.issuer=vault,certificates.vault.address=https://v:8200,certificates.vault.role=mesh,certificates.vault.kubernetes.role=outriggerd",

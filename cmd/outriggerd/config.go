@@ -26,6 +26,7 @@ type config struct {
 	trafficPolicy, egress                     string
 	clusterTrustBundle                        string
 	authority                                 identity.Authority // of the mesh's first start
+	vaultTokenFile                            string
 	serviceCIDRs                              prefixes
 
 	proxy    proxyConfig
@@ -72,6 +73,7 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.StringVar(&c.clusterTrustBundle, "cluster-trust-bundle", "auto", "auto or never: whether pods get the roots as a ClusterTrustBundle where all nodes can")
 	f.DurationVar(&c.leaf, "workload-certificate-duration", 24*time.Hour, "how long a workload's certificate is valid")
 	authority := f.String("authority", `{"builtIn":{}}`, "who signs, as JSON; without a trustDomain it is of the mesh's")
+	f.StringVar(&c.vaultTokenFile, "vault-token-file", "/var/run/secrets/outrigger.dev/vault/token", "outriggerd's service account token for Vault's Kubernetes login")
 	f.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 
 	f.StringVar(&c.proxy.image, "proxy-image", "", "image of the sidecar")

@@ -25,6 +25,8 @@ func (p *plane) openIssuer(ctx context.Context, a identity.Authority, changed fu
 	switch {
 	case a.BuiltIn != nil:
 		return identity.OpenCA(ctx, p.home, identity.CAConfig{TrustDomain: a.TrustDomain, Secret: a.BuiltIn.Secret, Changed: changed})
+	case a.Vault != nil:
+		return identity.OpenVault(ctx, p.home, identity.VaultConfig{Authority: a.Name, Vault: *a.Vault, TokenFile: p.cfg.vaultTokenFile})
 	default:
 		return nil, fmt.Errorf("authority %s is of kind %q, which this outriggerd does not know", a.Name, a.Kind())
 	}

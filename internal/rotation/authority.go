@@ -69,6 +69,9 @@ type Vault struct {
 	// the authorities of the image.
 	CASecret string `json:"caSecret,omitempty"`
 	CABundle string `json:"caBundle,omitempty"`
+	// Roots that certificates lead to, PEM. Empty: those that the PKI engine knows at
+	// the first time, which are recorded.
+	Roots string `json:"roots,omitempty"`
 }
 
 // A SecretKey is an entry of a Secret.
@@ -82,6 +85,9 @@ type VaultKubernetes struct {
 	Role string `json:"role"`
 	// Mount is the path of the method; kubernetes where empty.
 	Mount string `json:"mount,omitempty"`
+	// Audience of the service account's token, which the chart mounts; vault where
+	// empty.
+	Audience string `json:"audience,omitempty"`
 }
 
 // Kind names which kind of authority it is, as in the chart's values.
@@ -182,7 +188,7 @@ func (a Authority) WithDefaults() Authority {
 		v.Mount = cmp.Or(v.Mount, "pki")
 		if v.Kubernetes != nil {
 			k := *v.Kubernetes
-			k.Mount = cmp.Or(k.Mount, "kubernetes")
+			k.Mount, k.Audience = cmp.Or(k.Mount, "kubernetes"), cmp.Or(k.Audience, "vault")
 			v.Kubernetes = &k
 		}
 		if v.Token != nil {
@@ -253,8 +259,8 @@ func (c CertManager) validate(f *faults) {
 
 func (v Vault) validate(f *faults) {
 	address, err := url.Parse(v.Address)
-	if err != nil || address.Host == "" || address.Scheme != "https" && address.Scheme != "http" || address.User != nil || address.RawQuery != "" {
-		f.add("vault.address", v.Address, "https://HOST:PORT is allowed, and http:// for tests")
+	if err != nil || address.Host == "" || address.Scheme != "https" || address.User != nil || address.RawQuery != "" {
+		f.add("vault.address", v.Address, "https://HOST:PORT is allowed, and no http, because a token is sent there")
 	}
 	f.path("vault.mount", v.Mount)
 	f.path("vault.role", v.Role)
@@ -278,6 +284,7 @@ func (v Vault) validate(f *faults) {
 		f.subdomain("vault.caSecret", v.CASecret)
 	}
 	f.certificates("vault.caBundle", v.CABundle)
+	f.certificates("vault.roots", v.Roots)
 	if v.CASecret != "" && v.CABundle != "" {
 		f.add("vault.caSecret", v.CASecret, "nothing is allowed beside vault.caBundle")
 	}

@@ -29,7 +29,7 @@ func TestParseAuthority(t *testing.T) {
 		},
 		"Vault": {
 			text: `{"name":"v","trustDomain":"d","vault":{"address":"https://vault:8200","role":"mesh","kubernetes":{"role":"outriggerd"}}}`,
-			want: Authority{Name: "v", TrustDomain: "d", Vault: &Vault{Address: "https://vault:8200", Mount: "pki", Role: "mesh", Kubernetes: &VaultKubernetes{Role: "outriggerd", Mount: "kubernetes"}}},
+			want: Authority{Name: "v", TrustDomain: "d", Vault: &Vault{Address: "https://vault:8200", Mount: "pki", Role: "mesh", Kubernetes: &VaultKubernetes{Role: "outriggerd", Mount: "kubernetes", Audience: "vault"}}},
 		},
 		"nothing":       {text: `{}`, faults: []string{"name", "trustDomain", "exactly one"}},
 		"two kinds":     {text: `{"trustDomain":"d","builtIn":{},"certManager":{"issuer":"i"}}`, faults: []string{"2 of builtIn, certManager and vault"}},
@@ -40,8 +40,12 @@ func TestParseAuthority(t *testing.T) {
 			faults: []string{"2 of vault.token and vault.kubernetes"},
 		},
 		"no way to log in": {text: `{"trustDomain":"d","vault":{"address":"vault:8200","role":"../sys"}}`, faults: []string{"0 of vault.token", `vault.address is "vault:8200"`, `vault.role is "../sys"`}},
-		"roots are text":   {text: `{"trustDomain":"d","certManager":{"issuer":"i","roots":"here"}}`, faults: []string{"certManager.roots", "PEM"}},
-		"more":             {text: `{"trustDomain":"d","builtIn":{}} {}`, faults: []string{"more follows"}},
+		"plain text": {
+			reason: "a token is never sent where the network can read it",
+			text:   `{"trustDomain":"d","vault":{"address":"http://vault:8200","role":"r","token":{"secret":"s","key":"k"}}}`, faults: []string{`vault.address is "http://vault:8200"`},
+		},
+		"roots are text": {text: `{"trustDomain":"d","certManager":{"issuer":"i","roots":"here"}}`, faults: []string{"certManager.roots", "PEM"}},
+		"more":           {text: `{"trustDomain":"d","builtIn":{}} {}`, faults: []string{"more follows"}},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -186,9 +187,39 @@ func (v *Vault) Call(ctx context.Context, method, path string, body any) ([]byte
 	return answer, nil
 }
 
-// MakePKI makes a secrets engine at mount with a root of its own, and in it the
-// role of docs/certificates.md for a trust domain. What is given changes the role.
+// An ask is one call of a sequence.
+type ask struct {
+	path string
+	body map[string]any
+}
+
+func (v *Vault) ask(ctx context.Context, asks ...ask) error {
+	for _, a := range asks {
+		if _, err := v.Call(ctx, http.MethodPost, a.path, a.body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// engine makes a PKI engine whose certificates may last ten years.
+func engine(mount string) ask {
+	return ask{"sys/mounts/" + mount, map[string]any{"type": "pki", "config": map[string]any{"max_lease_ttl": "87600h"}}}
+}
+
+// MakePKI makes a secrets engine at mount with a root of its own, and in it a role
+// as MakeRole does.
 func (v *Vault) MakePKI(ctx context.Context, mount, role, trustDomain string, change map[string]any) error {
+	root := ask{mount + "/root/generate/internal", map[string]any{"common_name": "Root of " + mount, "ttl": "87600h", "key_type": "ec", "key_bits": 256}}
+	if err := v.ask(ctx, engine(mount), root); err != nil {
+		return err
+	}
+	return v.MakeRole(ctx, mount, role, trustDomain, change)
+}
+
+// MakeRole makes the role of docs/certificates.md for a trust domain, or makes it
+// what that says. What is given changes the role.
+func (v *Vault) MakeRole(ctx context.Context, mount, role, trustDomain string, change map[string]any) error {
 	settings := map[string]any{
 		"allowed_domains": trustDomain, "allow_subdomains": true, "allow_ip_sans": false, "allow_localhost": false,
 		"allowed_uri_sans": "spiffe://" + trustDomain + "/ns/*/sa/*", "allowed_serial_numbers": "*",
@@ -196,23 +227,38 @@ func (v *Vault) MakePKI(ctx context.Context, mount, role, trustDomain string, ch
 		"key_type": "ec", "key_bits": 256, "key_usage": "DigitalSignature", "server_flag": true, "client_flag": true,
 		"max_ttl": "720h", "no_store": true,
 	}
-	for key, value := range change {
-		settings[key] = value
+	maps.Copy(settings, change)
+	return v.ask(ctx, ask{mount + "/roles/" + role, settings})
+}
+
+// MakeIntermediate makes a secrets engine at mount below the one at parent, whose
+// root it does not know.
+func (v *Vault) MakeIntermediate(ctx context.Context, parent, mount string) error {
+	if err := v.ask(ctx, engine(mount)); err != nil {
+		return err
 	}
-	calls := []struct {
-		path string
-		body map[string]any
-	}{
-		{"sys/mounts/" + mount, map[string]any{"type": "pki", "config": map[string]any{"max_lease_ttl": "87600h"}}},
-		{mount + "/root/generate/internal", map[string]any{"common_name": "Root of " + mount, "ttl": "87600h", "key_type": "ec", "key_bits": 256}},
-		{mount + "/roles/" + role, settings},
+	var made struct {
+		Data struct {
+			CSR         string `json:"csr"`
+			Certificate string `json:"certificate"`
+		} `json:"data"`
 	}
-	for _, call := range calls {
-		if _, err := v.Call(ctx, http.MethodPost, call.path, call.body); err != nil {
+	for _, a := range []ask{
+		{mount + "/intermediate/generate/internal", map[string]any{"common_name": "Intermediate " + mount, "key_type": "ec", "key_bits": 256}},
+		{parent + "/root/sign-intermediate", map[string]any{"ttl": "43800h"}},
+	} {
+		if made.Data.CSR != "" {
+			a.body["csr"] = made.Data.CSR
+		}
+		answer, err := v.Call(ctx, http.MethodPost, a.path, a.body)
+		if err != nil {
 			return err
 		}
+		if err := json.Unmarshal(answer, &made); err != nil {
+			return fmt.Errorf("read the answer of %s: %w", a.path, err)
+		}
 	}
-	return nil
+	return v.ask(ctx, ask{mount + "/intermediate/set-signed", map[string]any{"certificate": made.Data.Certificate}})
 }
 
 // MakeToken makes a token that may sign with a role and nothing else, and returns
@@ -223,9 +269,7 @@ func (v *Vault) MakeToken(ctx context.Context, mount, role string, settings map[
 		return "", err
 	}
 	body := map[string]any{"policies": []string{policy}, "no_parent": true}
-	for key, value := range settings {
-		body[key] = value
-	}
+	maps.Copy(body, settings)
 	answer, err := v.Call(ctx, http.MethodPost, "auth/token/create", body)
 	if err != nil {
 		return "", err
@@ -251,22 +295,24 @@ func (v *Vault) MakePolicy(ctx context.Context, mount, role string) (string, err
 	return name, err
 }
 
-// MakeKubernetesAuth makes an auth method at mount whose tokens an API server
-// reviews, and in it a role for a service account that gets the policy. The
-// reviewer is a token that may make TokenReviews.
-func (v *Vault) MakeKubernetesAuth(ctx context.Context, mount string, config, role map[string]any, name string) error {
-	calls := []struct {
-		path string
-		body map[string]any
-	}{
-		{"sys/auth/" + mount, map[string]any{"type": "kubernetes"}},
-		{"auth/" + mount + "/config", config},
-		{"auth/" + mount + "/role/" + name, role},
-	}
-	for _, call := range calls {
-		if _, err := v.Call(ctx, http.MethodPost, call.path, call.body); err != nil {
-			return err
-		}
-	}
-	return nil
+// A KubernetesAuth says whom an auth method of Vault's lets in.
+type KubernetesAuth struct {
+	// Host is the API server's URL, CA its authority, Reviewer a token that may make
+	// TokenReviews there.
+	Host, CA, Reviewer string
+	// Role is for the service account, which gets the policy for the TTL.
+	Role, Namespace, ServiceAccount, Policy, TTL string
+}
+
+// MakeKubernetesAuth makes an auth method at mount, for tokens of the audience
+// vault.
+func (v *Vault) MakeKubernetesAuth(ctx context.Context, mount string, k KubernetesAuth) error {
+	return v.ask(ctx,
+		ask{"sys/auth/" + mount, map[string]any{"type": "kubernetes"}},
+		ask{"auth/" + mount + "/config", map[string]any{"kubernetes_host": k.Host, "kubernetes_ca_cert": k.CA, "token_reviewer_jwt": k.Reviewer, "disable_local_ca_jwt": true}},
+		ask{"auth/" + mount + "/role/" + k.Role, map[string]any{
+			"bound_service_account_names": k.ServiceAccount, "bound_service_account_namespaces": k.Namespace, "audience": "vault",
+			"token_policies": k.Policy, "token_ttl": k.TTL,
+		}},
+	)
 }
