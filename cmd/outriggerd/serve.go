@@ -165,7 +165,7 @@ func (p *plane) wireServer(_ context.Context, restConfig *rest.Config) error {
 		Cached: p.mgr.GetCache(), Live: p.direct, InMesh: p.lookup.InMesh,
 	})
 	p.xds = server.New(server.Config{
-		TrustDomain: p.cfg.trustDomain, Credentials: serving, Pods: verifier,
+		Credentials: serving, Pods: verifier,
 		Signer: &identity.Signer{Verifier: verifier, Authorities: &p.authorities, Lifetime: p.cfg.leaf},
 		Log:    p.log.WithName("xds"), Metrics: metrics.Registry,
 	})
@@ -205,7 +205,7 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 				return ingest.Options{}, err
 			}
 			cidrs, err := p.cfg.ranges(ctx, p.mgr.GetCache())
-			return p.cfg.ingest(cidrs, accepted.Domains()), err
+			return p.cfg.ingest(cidrs, accepted.TrustDomains()), err
 		},
 		Also:    p.cfg.rangeKinds(),
 		Changed: p.roots.publisher,

@@ -14,7 +14,6 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/injector"
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
-	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
@@ -63,14 +62,15 @@ func (c config) injector(bundle string) (injector.Settings, error) {
 
 // ingest returns the mesh's settings for a snapshot, with the trust domains that
 // are accepted now, of which the first one signs.
-func (c config) ingest(cidrs []netip.Prefix, domains []identity.Domain) ingest.Options {
+func (c config) ingest(cidrs []netip.Prefix, domains []mesh.TrustDomain) ingest.Options {
 	mode := mesh.Enforced
 	if c.trafficPolicy == "permissive" {
 		mode = mesh.Permissive
 	}
 	return ingest.Options{
 		Mode: mode, AllowEgress: c.egress == "allow",
-		TrustDomain: domains[0].Name, ClusterDomain: c.clusterDomain, TrustBundle: domains[0].Bundle(),
+		TrustDomain: domains[0].Name, ClusterDomain: c.clusterDomain, TrustBundle: domains[0].Bundle,
+		AlsoTrusted:  domains[1:],
 		ServiceCIDRs: cidrs, OSMMeshName: c.osmMesh, SystemNamespace: c.namespace,
 	}
 }

@@ -40,7 +40,7 @@ func TestTokenOfAnotherCluster(t *testing.T) {
 		return pod(t, "coast", "boat-1", "boat", nil)
 	})
 	wantSigned(t, signer, token(t, "coast", "boat", mesh0, here.pod), here.pod)
-	_, _, err := signer.Sign(t.Context(), here.abroad(mesh0), requestOf(t, here.pod))
+	_, err := signer.Sign(t.Context(), here.abroad(mesh0), requestOf(t, here.pod))
 	wantRefusal(t, "a pod of the same name in another cluster is another pod", err, codes.Unauthenticated, ReasonTokenRejected)
 }
 
@@ -81,10 +81,10 @@ func TestCapturedRequest(t *testing.T) {
 		return request.RawSubjectPublicKeyInfo
 	}
 	swapped := bytes.Replace(captured, key(captured), key(requestOf(t, thief)), 1)
-	_, _, err := signer.Sign(t.Context(), stolen, swapped)
+	_, err := signer.Sign(t.Context(), stolen, swapped)
 	wantRefusal(t, "a request is for the key that signed it", err, codes.InvalidArgument, ReasonRequest)
 
-	_, _, err = signer.Sign(t.Context(), token(t, "bay", "ship", mesh0, thief), captured)
+	_, err = signer.Sign(t.Context(), token(t, "bay", "ship", mesh0, thief), captured)
 	wantRefusal(t, "a captured request is of no use with a token of another pod", err, codes.PermissionDenied, ReasonNames)
 
 	// What it is: whoever has the token has the pod's identity, as long as the pod
@@ -93,7 +93,7 @@ func TestCapturedRequest(t *testing.T) {
 	must(t, admin(t).Delete(t.Context(), victim, client.GracePeriodSeconds(0)))
 	again := pod(t, "bay", "ship-1", "ship", nil)
 	for name, request := range map[string][]byte{"itself": requestOf(t, victim), "its successor": requestOf(t, again)} {
-		_, _, err = signer.Sign(t.Context(), stolen, request)
+		_, err = signer.Sign(t.Context(), stolen, request)
 		// The API server remembers for a while that the token was good; the pod is
 		// asked for all the same.
 		refusal, ok := errors.AsType[*signing.Refusal](err)
@@ -113,7 +113,7 @@ func TestSigningIsLimitedByPod(t *testing.T) {
 	for range 2 {
 		wantSigned(t, signer, token(t, "pier", "ship", mesh0, loud), loud)
 	}
-	_, _, err := signer.Sign(t.Context(), token(t, "pier", "ship", mesh0, loud), requestOf(t, loud))
+	_, err := signer.Sign(t.Context(), token(t, "pier", "ship", mesh0, loud), requestOf(t, loud))
 	wantRefusal(t, "no pod needs so many", err, codes.ResourceExhausted, ReasonPodRate)
 	wantSigned(t, signer, token(t, "pier", "ship", mesh0, quiet), quiet)
 }
@@ -157,7 +157,7 @@ func TestStolenNode(t *testing.T) {
 		return err
 	})
 	wantSigned(t, signer, own, mine)
-	_, _, err = signer.Sign(t.Context(), own, requestOf(t, others))
+	_, err = signer.Sign(t.Context(), own, requestOf(t, others))
 	wantRefusal(t, "a token of its pod is of no use for another", err, codes.PermissionDenied, ReasonNames)
 	if _, err := ask(others); !apierrors.IsForbidden(err) {
 		t.Errorf("a token of a pod on another node: %v; want it forbidden", err)

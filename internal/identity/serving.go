@@ -51,16 +51,31 @@ func NewServing(authorities *Authorities, namespace string, lifetime time.Durati
 	return &Serving{authorities: authorities, namespace: namespace, lifetime: cmp.Or(lifetime, defaultLifetime)}
 }
 
-// TLS returns the certificate and the mesh's roots as they are now.
-func (s *Serving) TLS() (*tls.Certificate, *x509.CertPool, error) {
+// TLS returns the certificate as it is now.
+func (s *Serving) TLS() (*tls.Certificate, error) {
 	if err := s.Ready(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	return s.current.Load().certificate, nil
+}
+
+// Trusted returns the accepted trust domains as they are now.
+func (s *Serving) Trusted() ([]mesh.TrustDomain, error) {
 	accepted, err := s.authorities.Now()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return s.current.Load().certificate, pool(accepted.Roots()), nil
+	return accepted.TrustDomains(), nil
+}
+
+// TrustDomains returns Domains as the model has them.
+func (a Accepted) TrustDomains() []mesh.TrustDomain {
+	domains := a.Domains()
+	out := make([]mesh.TrustDomain, len(domains))
+	for i, d := range domains {
+		out[i] = mesh.TrustDomain{Name: d.Name, Bundle: d.Bundle()}
+	}
+	return out
 }
 
 // Ready returns an error until there is a certificate, and once it has ended.

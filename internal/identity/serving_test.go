@@ -5,12 +5,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr/testr"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // flaky is an issuer that sometimes does not answer.
@@ -45,7 +48,7 @@ func other(t *testing.T, s *Serving, before *tls.Certificate) *tls.Certificate {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if now, _, err := s.TLS(); err == nil && now != before {
+		if now, err := s.TLS(); err == nil && now != before {
 			return now
 		}
 		select {
@@ -59,7 +62,7 @@ func other(t *testing.T, s *Serving, before *tls.Certificate) *tls.Certificate {
 func TestServing(t *testing.T) {
 	issuer := &flaky{CA: testCA(t)}
 	s := NewServing(authoritiesOf(issuer), "outrigger-system", time.Second)
-	if _, _, err := s.TLS(); err == nil || s.Ready() == nil {
+	if _, err := s.TLS(); err == nil || s.Ready() == nil {
 		t.Error("ready before there is a certificate")
 	}
 	runServing(t, s)
@@ -68,7 +71,7 @@ func TestServing(t *testing.T) {
 	if got, want := first.Leaf.URIs[0].String(), "spiffe://cluster.local/ns/outrigger-system/sa/outriggerd"; got != want {
 		t.Errorf("served as %s; want %s", got, want)
 	}
-	_, roots, err := s.TLS()
+	roots, err := trustedRoots(s)
 	must(t, err)
 	if _, err := first.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: pool([]*x509.Certificate{issuer.intermediate.certificate})}); err != nil {
 		t.Errorf("peers cannot verify the chain: %v", err)
@@ -106,7 +109,7 @@ func TestServingWithoutIssuer(t *testing.T) {
 	if s.renew(t.Context()) == nil {
 		t.Error("no error from an issuer that does not answer")
 	}
-	if now, _, err := s.TLS(); err != nil || now != first {
+	if now, err := s.TLS(); err != nil || now != first {
 		t.Errorf("the last certificate is gone: %v", err)
 	}
 }
@@ -122,12 +125,16 @@ func TestServingChangesItsAuthority(t *testing.T) {
 	second := alone("second", "other.domain", caOfDomain(t, next, "other.domain"))
 	now.Trusted = append(now.Trusted, second.Signing)
 	authorities.Set(now)
-	_, roots, err := s.TLS()
+	domains, err := s.Trusted()
 	must(t, err)
-	if want := pool([]*x509.Certificate{old.authority.root, next.authority.root}); !roots.Equal(want) {
-		t.Error("clients of both authorities are not accepted")
+	want := []mesh.TrustDomain{
+		{Name: trustDomain, Bundle: string(encodeCertificates(old.authority.root))},
+		{Name: "other.domain", Bundle: string(encodeCertificates(next.authority.root))},
 	}
-	if still, _, _ := s.TLS(); still != first {
+	if !slices.Equal(domains, want) {
+		t.Errorf("clients are accepted by %v; want each authority for its own trust domain", domains)
+	}
+	if still, _ := s.TLS(); still != first {
 		t.Error("the certificate changed when only the trust did")
 	}
 	now.Serving = second.Signing
@@ -161,4 +168,15 @@ func TestDomains(t *testing.T) {
 	if n := len(now.Roots()); n != 3 {
 		t.Errorf("%d roots in all; want 3", n)
 	}
+}
+
+// trustedRoots are those of the first trust domain that is accepted.
+func trustedRoots(s *Serving) (*x509.CertPool, error) {
+	domains, err := s.Trusted()
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(domains[0].Bundle))
+	return roots, nil
 }

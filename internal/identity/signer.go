@@ -3,6 +3,9 @@ package identity
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -37,20 +40,20 @@ const (
 	podRetry        = 10 * time.Second
 )
 
-// Sign returns the chain, leaf first, for the request of whoever has the token,
-// and the roots of all that the mesh trusts; all DER. The error is a *signing.Refusal.
-func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (chain, roots [][]byte, err error) {
+// Sign answers the request of whoever has the token. The error is a
+// *signing.Refusal.
+func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (signing.Signed, error) {
 	request, err := parseRequest(csr)
 	if err != nil {
-		return nil, nil, err
+		return signing.Signed{}, err
 	}
 	now, err := s.Authorities.Now()
 	if err != nil {
-		return nil, nil, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
+		return signing.Signed{}, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
 	}
 	caller, err := s.Verifier.Verify(ctx, token)
 	if err != nil {
-		return nil, nil, err
+		return signing.Signed{}, err
 	}
 	lifetime := s.Lifetime
 	if lifetime == 0 {
@@ -58,20 +61,40 @@ func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (chain, roo
 	}
 	template := newTemplate(caller.Identity, now.Signing.Authority.TrustDomain, caller.Pod.UID, lifetime)
 	if err := checkRequest(request, template); err != nil {
-		return nil, nil, err
+		return signing.Signed{}, err
 	}
 	if !s.pods.Allow(caller.Pod.UID, cmp.Or(s.PodRate, defaultPodRate), cmp.Or(s.PodBurst, defaultPodBurst)) {
-		return nil, nil, &signing.Refusal{
+		return signing.Signed{}, &signing.Refusal{
 			Code: codes.ResourceExhausted, Reason: ReasonPodRate, RetryAfter: podRetry,
 			Err: fmt.Errorf("pod %s has certificates signed too often", caller.Pod),
 		}
 	}
 	issued, err := issue(ctx, now.Signing.Issuer, request, template)
 	if refusal, ok := errors.AsType[*signing.Refusal](err); ok {
-		return nil, nil, refusal // the issuer has said what is wrong
+		return signing.Signed{}, refusal // the issuer has said what is wrong
 	}
 	if err != nil {
-		return nil, nil, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
+		return signing.Signed{}, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
 	}
-	return raw(issued), raw(now.Roots()), nil
+	return signing.Signed{Chain: raw(issued), Roots: raw(now.Roots()), By: by(now.Signing.Authority)}, nil
+}
+
+// Current returns who signs now.
+func (s *Signer) Current() (*signing.Authority, error) {
+	now, err := s.Authorities.Now()
+	if err != nil {
+		return nil, err
+	}
+	return by(now.Signing.Authority), nil
+}
+
+// by names an authority for agents. Its generation is of what it is made of, so
+// that all certificates are renewed when one of the same name is another.
+func by(a Authority) *signing.Authority {
+	definition, err := json.Marshal(a)
+	if err != nil {
+		panic(fmt.Sprintf("an authority must encode: %v", err)) // only strings are in it
+	}
+	sum := sha256.Sum256(definition)
+	return &signing.Authority{Name: a.Name, Generation: hex.EncodeToString(sum[:8]), TrustDomain: a.TrustDomain}
 }

@@ -214,7 +214,7 @@ func TestWhoGetsACertificate(t *testing.T) {
 			// The API server's own cache may be a moment behind what was just deleted.
 			var err error
 			eventually(t, tc.reason, func() error {
-				_, _, err = signer.Sign(t.Context(), text, make(t))
+				_, err = signer.Sign(t.Context(), text, make(t))
 				refusal, ok := errors.AsType[*signing.Refusal](err)
 				if !ok {
 					return fmt.Errorf("got %w", err)
@@ -252,7 +252,8 @@ func TestWhoGetsACertificate(t *testing.T) {
 func wantSigned(t *testing.T, signer *Signer, text string, p *corev1.Pod) {
 	t.Helper()
 	id := mesh.Identity{Namespace: p.Namespace, ServiceAccount: p.Spec.ServiceAccountName}
-	chain, roots, err := signer.Sign(t.Context(), text, csr(t, id, string(p.UID), p256(t), nil))
+	signed, err := signer.Sign(t.Context(), text, csr(t, id, string(p.UID), p256(t), nil))
+	chain, roots := signed.Chain, signed.Roots
 	must(t, err)
 	var certificates [2][]*x509.Certificate
 	for i, list := range [][][]byte{chain, roots} {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
@@ -68,11 +70,6 @@ func TestWhoMayOpenAStream(t *testing.T) {
 			reason:      "An identity of another namespace is not this pod's.",
 			certificate: w.ca.leaf(t, "spiffe://cluster.local/ns/city/sa/a", pod.ID.UID, time.Hour),
 			node:        pod.ID.String(), want: codes.PermissionDenied, counted: reasonOtherPod,
-		},
-		"OtherTrustDomain": {
-			reason:      "The root may be shared by trust domains.",
-			certificate: w.ca.leaf(t, "spiffe://elsewhere/ns/town/sa/a", pod.ID.UID, time.Hour),
-			node:        pod.ID.String(), want: codes.Unauthenticated, counted: reasonBadIdentity,
 		},
 		"UnknownPod": {
 			reason:      "A pod that is nowhere has no configuration.",
@@ -166,8 +163,9 @@ func TestForeignCertificateFailsTheHandshake(t *testing.T) {
 	pod := town.pod("a-1", "a")
 	w.publish(t, town, pod)
 	for name, certificate := range map[string]*tls.Certificate{
-		"OtherRoot": newTestCA(t).leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, time.Hour),
-		"Ended":     w.ca.leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, -time.Second),
+		"OtherTrustDomain": w.ca.leaf(t, "spiffe://elsewhere/ns/town/sa/a", pod.ID.UID, time.Hour), // the root may be shared
+		"OtherRoot":        newTestCA(t).leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, time.Hour),
+		"Ended":            w.ca.leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, -time.Second),
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn, err := tls.Dial("tcp", w.address, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*certificate}, NextProtos: []string{"h2"}})
@@ -205,6 +203,8 @@ func TestStreamEndsWithTheCertificate(t *testing.T) {
 	e := w.connect(t, w.ca.leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, 2*time.Second), pod.ID.String())
 	e.subscribe(xds.Cluster)
 	e.hear()
+	_, proxies := w.current()
+	proxies[0].stopRenewal() // which would have had it opened anew before
 	if got := status.Code(e.end()); got != codes.Unauthenticated {
 		t.Errorf("want the stream to end as unauthenticated, got %s", got)
 	}
@@ -258,19 +258,23 @@ func TestStopEndsStreams(t *testing.T) {
 
 func TestSign(t *testing.T) {
 	var calls int
+	var signedFor string
+	var leaf *tls.Certificate
 	w := newWorld(t, func(c *Config) {
 		c.SignRate, c.SignBurst = 1e-9, 100
-		c.Signer = signerFunc(func(token string, csr []byte) ([][]byte, [][]byte, error) {
+		c.Signer = signerFunc(func(token string, csr []byte) (signing.Signed, error) {
 			calls++
 			switch string(csr) {
 			case "refuse":
-				return nil, nil, &signing.Refusal{Code: codes.PermissionDenied, Reason: "pod-other", Err: errors.New("not yours")}
+				return signing.Signed{}, &signing.Refusal{Code: codes.PermissionDenied, Reason: "pod-other", Err: errors.New("not yours")}
 			case "fail":
-				return nil, nil, errors.New("secret detail")
+				return signing.Signed{}, errors.New("secret detail")
 			}
-			return [][]byte{[]byte("leaf for " + token)}, [][]byte{[]byte("root")}, nil
+			signedFor = token
+			return signing.Signed{Chain: leaf.Certificate, Roots: [][]byte{[]byte("root")}, By: testAuthority}, nil
 		})
 	})
+	leaf = w.ca.leaf(t, "spiffe://cluster.local/ns/town/sa/a", "uid-a-1", time.Hour)
 	client := signing.NewCertificatesClient(w.dial(t, nil))
 	cases := map[string]struct {
 		reason        string
@@ -318,8 +322,14 @@ func TestSign(t *testing.T) {
 			if err != nil && strings.Contains(err.Error(), "secret") {
 				t.Errorf("%s\nthe error tells too much: %v", tc.reason, err)
 			}
-			if err == nil && string(response.GetChain()[0]) != "leaf for secret" {
-				t.Errorf("%s\nunexpected chain %q", tc.reason, response.GetChain())
+			if err != nil {
+				return
+			}
+			if signedFor != "secret" || !bytes.Equal(response.GetChain()[0], leaf.Certificate[0]) || !proto.Equal(response.GetAuthority(), testAuthority) {
+				t.Errorf("%s\nunexpected answer for %q: %v", tc.reason, signedFor, response)
+			}
+			if trusted := response.GetTrusted(); len(trusted) != 1 || trusted[0].GetName() != trustDomain || !bytes.Equal(trusted[0].GetRoots()[0], w.ca.root.Raw) {
+				t.Errorf("%s\nthe agent is to trust %v", tc.reason, trusted)
 			}
 			if calls != tc.asked {
 				t.Errorf("%s\nwant the signer asked %d times, got %d", tc.reason, tc.asked, calls)
@@ -332,10 +342,14 @@ func TestSign(t *testing.T) {
 }
 
 func TestSigningIsLimitedByAddress(t *testing.T) {
+	var leaf *tls.Certificate
 	w := newWorld(t, func(c *Config) {
 		c.SignRate, c.SignBurst = 1e-9, 2
-		c.Signer = signerFunc(func(string, []byte) ([][]byte, [][]byte, error) { return nil, nil, nil })
+		c.Signer = signerFunc(func(string, []byte) (signing.Signed, error) {
+			return signing.Signed{Chain: leaf.Certificate, By: testAuthority}, nil
+		})
 	})
+	leaf = w.ca.leaf(t, "spiffe://cluster.local/ns/town/sa/a", "", time.Hour)
 	ctx := metadata.AppendToOutgoingContext(context.WithoutCancel(t.Context()), "authorization", "Bearer a")
 	var got []codes.Code
 	for range 3 {

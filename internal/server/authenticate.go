@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
@@ -27,27 +26,29 @@ const (
 	reasonNoRequest     = "no-request"
 	reasonTooMany       = "too-many"
 	reasonStopping      = "stopping"
+	reasonEnded         = "certificate-ended"
+	reasonRenewed       = "certificate-replaced"
+	reasonUntrusted     = "certificate-not-trusted"
 )
 
 func refuse(code codes.Code, reason, format string, args ...any) *signing.Refusal {
 	return &signing.Refusal{Code: code, Reason: reason, Err: fmt.Errorf(format, args...)}
 }
 
-// clientLeaf returns the certificate that a client has proved to own.
-func clientLeaf(ctx context.Context) (*x509.Certificate, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil, refuse(codes.Unauthenticated, reasonNoCertificate, "the connection has no peer")
+// shown returns what a client has proved to be, by the roots of today.
+func (s *Server) shown(ctx context.Context) (vouched, error) {
+	info, ok := connectionOf(ctx)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return vouched{}, refuse(codes.Unauthenticated, reasonNoCertificate, "xDS needs a client certificate of the mesh")
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 {
-		return nil, refuse(codes.Unauthenticated, reasonNoCertificate, "xDS needs a client certificate of the mesh")
+	if leaf := info.State.PeerCertificates[0]; !time.Now().Before(leaf.NotAfter) {
+		return vouched{}, refuse(codes.Unauthenticated, reasonNoCertificate, "the client certificate ended at %s", leaf.NotAfter.Format(time.RFC3339))
 	}
-	leaf := info.State.VerifiedChains[0][0]
-	if !time.Now().Before(leaf.NotAfter) {
-		return nil, refuse(codes.Unauthenticated, reasonNoCertificate, "the client certificate ended at %s", leaf.NotAfter.Format(time.RFC3339))
+	v, err := s.trust.verify(info.State.PeerCertificates)
+	if err != nil {
+		return vouched{}, refuse(codes.Unauthenticated, reasonBadIdentity, "verify the client certificate: %w", err)
 	}
-	return leaf, nil
+	return v, nil
 }
 
 // callerOf tells those apart who open streams: by the pod that a certificate
@@ -60,26 +61,19 @@ func callerOf(ctx context.Context, leaf *x509.Certificate) string {
 }
 
 // bind checks that a certificate was made for the pod that a node id names, and
-// returns whose it is. The service account alone is not enough: with it, one
-// replica could speak for another. A certificate that names no pod, as those of
-// other issuers, passes here, and must pass [Server.located] too.
-func bind(leaf *x509.Certificate, node, trustDomain string) (mesh.ProxyID, mesh.Identity, error) {
-	if len(leaf.URIs) != 1 {
-		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.Unauthenticated, reasonBadIdentity, "the client certificate has %d URIs; exactly one is allowed", len(leaf.URIs))
-	}
-	identity, err := mesh.ParseURI(leaf.URIs[0].String(), trustDomain)
-	if err != nil {
-		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.Unauthenticated, reasonBadIdentity, "read the client certificate: %w", err)
-	}
+// returns which. The service account alone is not enough: with it, one replica could
+// speak for another. A certificate that names no pod, as those of other issuers,
+// passes here, and must pass [Server.located] too.
+func bind(v vouched, node string) (mesh.ProxyID, error) {
 	id, err := mesh.ParseProxyID(node)
 	if err != nil {
-		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.InvalidArgument, reasonBadNode, "%w", err)
+		return mesh.ProxyID{}, refuse(codes.InvalidArgument, reasonBadNode, "%w", err)
 	}
-	if leaf.Subject.SerialNumber != "" && leaf.Subject.SerialNumber != id.UID || identity.Namespace != id.Namespace {
-		return mesh.ProxyID{}, mesh.Identity{}, refuse(codes.PermissionDenied, reasonOtherPod,
-			"the certificate of %s for the pod with uid %q does not allow speaking for %s", identity, leaf.Subject.SerialNumber, id)
+	if pod := v.leaf().Subject.SerialNumber; pod != "" && pod != id.UID || v.identity.Namespace != id.Namespace {
+		return mesh.ProxyID{}, refuse(codes.PermissionDenied, reasonOtherPod,
+			"the certificate of %s for the pod with uid %q does not allow speaking for %s", v.identity, pod, id)
 	}
-	return id, identity, nil
+	return id, nil
 }
 
 // known checks that the pod exists and has that service account, in the current

@@ -47,7 +47,7 @@ func newCrowd(b *testing.B, town *town, n int) *crowd {
 }
 
 func (c *crowd) add(b *testing.B, w mesh.Workload) {
-	p := newProxy(w.ID, w.Identity, "")
+	p := newProxy(w.ID, vouched{}, "")
 	must(b, c.server.join(p))
 	requests := make(chan *discoveryv3.DeltaDiscoveryRequest, 100)
 	st := c.server.newStream(p, func(v any) error {

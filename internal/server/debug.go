@@ -43,6 +43,11 @@ type proxyStatus struct {
 	// Target is the version that the proxy should have; empty while no snapshot
 	// has the pod.
 	Target string `json:"target,omitempty"`
+	// Trust, TrustDomain, Root and NotAfter are as in ProxyState.
+	Trust       string    `json:"trust,omitempty"`
+	TrustDomain string    `json:"trustDomain"`
+	Root        string    `json:"root"`
+	NotAfter    time.Time `json:"notAfter"`
 	// Acknowledged holds the version that the proxy has, by type.
 	Acknowledged map[string]string `json:"acknowledged,omitempty"`
 	LastRefusal  *nack             `json:"lastRefusal,omitempty"`
@@ -54,6 +59,7 @@ func (p *proxy) status() proxyStatus {
 	status := proxyStatus{
 		Proxy: p.id.String(), Identity: p.identity.String(), Address: p.address, Since: p.opened,
 		Acknowledged: map[string]string{}, LastRefusal: p.nack,
+		Trust: p.trust, TrustDomain: p.shown.trustDomain, Root: p.shown.root, NotAfter: p.shown.ends,
 	}
 	if p.target != nil {
 		status.Target = p.target.Version()
@@ -67,6 +73,7 @@ func (p *proxy) status() proxyStatus {
 // Debug returns a handler that shows what the server knows, as YAML:
 //
 //	/debug/proxies                       who is connected, and what it acknowledged
+//	/debug/certificates                  the last one signed here for each pod
 //	/debug/snapshot                      the mesh
 //	/debug/view?proxy=NS/POD[/UID]       a proxy's part of it
 //	/debug/envoy?proxy=NS/POD[/UID]      the same in Envoy's words
@@ -76,6 +83,7 @@ func (p *proxy) status() proxyStatus {
 func (s *Server) Debug() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /debug/proxies", func(w http.ResponseWriter, _ *http.Request) { show(w, s.statuses()) })
+	mux.HandleFunc("GET /debug/certificates", func(w http.ResponseWriter, _ *http.Request) { show(w, s.Issued()) })
 	mux.HandleFunc("GET /debug/snapshot", func(w http.ResponseWriter, _ *http.Request) {
 		snap, _ := s.current()
 		if snap == nil {

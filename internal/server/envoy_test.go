@@ -126,8 +126,8 @@ func (e *realEnvoy) get(t *testing.T, path string) string {
 func (e *realEnvoy) replica(t *testing.T, ca *testCA) (*Server, func()) {
 	t.Helper()
 	s := New(Config{
-		TrustDomain: trustDomain, Metrics: prometheus.NewRegistry(), Log: testr.New(t), Pods: testPods{},
-		Credentials: testCredentials{ca.leaf(t, serverID, "", time.Hour), ca.pool()},
+		Metrics: prometheus.NewRegistry(), Log: testr.New(t), Pods: testPods{},
+		Credentials: credentialsOf(t, ca), Signer: refusesAll,
 	})
 	path := filepath.Join(e.dir, "xds.sock")
 	_ = os.Remove(path)
@@ -232,4 +232,49 @@ func (b *lockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+// TestRealEnvoyShowsItsNewCertificate holds that an Envoy is soon on the certificate
+// that its pod was given last, and not over the connection of before.
+func TestRealEnvoyShowsItsNewCertificate(t *testing.T) {
+	ca := newTestCA(t)
+	town := newTown(ca)
+	pod := town.pod("a-1", "a")
+	town.service("shop", 1)
+	e := startEnvoy(t, ca, pod)
+	s, _ := e.replica(t, ca)
+	publishAndWait(t, s, town, pod)
+	want := s.Proxies()[0]
+	if want.Trust != town.parts.Settings.Trust().Key {
+		t.Errorf("Envoy acknowledged everything, and trusts %q", want.Trust)
+	}
+	for n := range 3 {
+		next := ca.leaf(t, pod.Identity.URI(trustDomain), pod.ID.UID, time.Duration(n+2)*time.Hour)
+		e.present(t, next)
+		s.renewed(pod.ID.UID)
+		ended := time.Now()
+		var downFor time.Duration
+		eventually(t, "Envoy is back with the new certificate, and trusts as before", func() bool {
+			now := s.Proxies()
+			if len(now) == 0 {
+				downFor = time.Since(ended)
+			}
+			return len(now) == 1 && now[0].NotAfter.Equal(parsed(t, next).NotAfter) && now[0].Trust == want.Trust
+		})
+		t.Logf("on the new certificate %s after it was signed, without a stream until %s", time.Since(ended), downFor)
+	}
+	if got := value(t, s.metrics.nacks.WithLabelValues(xds.Secret.String())); got > 0 {
+		t.Errorf("Envoy refused %v responses", got)
+	}
+}
+
+// present puts a certificate where Envoy reads it, as the agent does.
+func (e *realEnvoy) present(t *testing.T, certificate *tls.Certificate) {
+	t.Helper()
+	chain, key := encodePair(t, certificate)
+	secret, err := bootstrap.CertificateSecret(chain, key)
+	must(t, err)
+	file := bootstrap.FilesIn(e.dir).Certificate
+	must(t, os.WriteFile(file+".new", secret, 0o644))
+	must(t, os.Rename(file+".new", file))
 }

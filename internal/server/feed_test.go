@@ -77,7 +77,7 @@ func TestAnyStoryEndsWell(t *testing.T) {
 
 func tellStory(t *testing.T, ca *testCA, cache *xds.Cache, dice *rand.Rand) {
 	m := newMirror(t)
-	p := newProxy(mesh.ProxyID{}, mesh.Identity{}, "")
+	p := newProxy(mesh.ProxyID{}, vouched{}, "")
 	server := New(Config{Metrics: prometheus.NewRegistry(), WarmTime: time.Hour, Log: logr.Discard()})
 	st := server.newStream(p, m.take)
 	names := []string{"town/a:80", "town/b:80", "town/c:80", "town/d:80", "trust", "nothing"}

@@ -87,7 +87,7 @@ func TestUnansweredResponsesCostLittle(t *testing.T) {
 	view, _ := town.snapshot(t).View(pod.ID)
 	set, err := xds.NewCache().Set(view)
 	must(t, err)
-	s := newWorld(t, nil).newStream(newProxy(pod.ID, pod.Identity, ""), func(any) error { return nil })
+	s := newWorld(t, nil).newStream(newProxy(pod.ID, vouched{}, ""), func(any) error { return nil })
 	s.proxy.retarget(set, s.proxy.opened)
 	must(t, s.handle(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.Endpoints.URL()}))
 	must(t, s.advance())
@@ -210,9 +210,11 @@ func TestCallersWithoutCertificateAreBounded(t *testing.T) {
 // slowSigner is an issuer that answers when nobody waits any more.
 type slowSigner struct{}
 
-func (slowSigner) Sign(ctx context.Context, _ string, _ []byte) (chain, roots [][]byte, err error) {
+func (slowSigner) Current() (*signing.Authority, error) { return testAuthority, nil }
+
+func (slowSigner) Sign(ctx context.Context, _ string, _ []byte) (signing.Signed, error) {
 	<-ctx.Done()
-	return nil, nil, refuse(codes.Unavailable, "issuer-failed", "%w", context.Cause(ctx))
+	return signing.Signed{}, refuse(codes.Unavailable, "issuer-failed", "%w", context.Cause(ctx))
 }
 
 // An issuer may take longer than a message may, but not for ever.
@@ -240,7 +242,7 @@ func (brokenPods) Identity(context.Context, mesh.ProxyID) (mesh.Identity, bool, 
 func TestDefectEndsOneCallOnly(t *testing.T) {
 	w := newWorld(t, func(c *Config) {
 		c.Pods = brokenPods{}
-		c.Signer = signerFunc(func(string, []byte) ([][]byte, [][]byte, error) { panic("another") })
+		c.Signer = signerFunc(func(string, []byte) (signing.Signed, error) { panic("another") })
 	})
 	town := newTown(w.ca)
 	pod := town.pod("a-1", "a")

@@ -19,6 +19,7 @@ import (
 type proxy struct {
 	id       mesh.ProxyID
 	identity mesh.Identity
+	shown    vouched // by its certificate
 	address  string
 	opened   time.Time
 
@@ -31,7 +32,10 @@ type proxy struct {
 	published time.Time
 	ending    *signing.Refusal // why ended is closed
 	acked     map[xds.Type]string
+	trust     string // the key of what it trusts, see trusts
 	nack      *nack
+	renewal   *time.Timer // ends the stream; nil for none
+	due       time.Time   // of renewal
 }
 
 // aim returns what the proxy should have, and since when.
@@ -97,6 +101,7 @@ func (s *Server) Publish(_ context.Context, snap *mesh.Snapshot) error {
 	defer s.mu.Unlock()
 	s.snapshot, s.published = snap, time.Now()
 	s.steps.forget()
+	s.forgetIssued(snap, s.published)
 	sets := map[mesh.View]*xds.Set{}
 	var errs []error
 	for p := range s.proxies {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -29,9 +28,12 @@ import (
 // Credentials are how the server proves who it is, and whose certificates it
 // believes.
 type Credentials interface {
-	// TLS returns the serving certificate and the roots of the mesh as they are
-	// now. It is called for each connection and must not block.
-	TLS() (*tls.Certificate, *x509.CertPool, error)
+	// TLS returns the serving certificate as it is now. It is called for each
+	// connection and must not block.
+	TLS() (*tls.Certificate, error)
+	// Trusted returns the accepted trust domains as they are now, each with the
+	// roots that vouch for its identities and no others. It must not block either.
+	Trusted() ([]mesh.TrustDomain, error)
 }
 
 // Pods are asked for a pod that no snapshot has yet, because the caches are
@@ -47,17 +49,17 @@ type Pods interface {
 
 // A Signer decides about requests for certificates.
 type Signer interface {
-	// Sign returns the chain, leaf first, for the request of whoever has the token,
-	// and the roots of the mesh; all DER. The error is a *signing.Refusal when the
-	// caller is to blame.
-	Sign(ctx context.Context, token string, csr []byte) (chain, roots [][]byte, err error)
+	// Sign answers the request of whoever has the token. The error is a
+	// *signing.Refusal when the caller is to blame.
+	Sign(ctx context.Context, token string, csr []byte) (signing.Signed, error)
+	// Current returns who signs now, or why nobody does.
+	Current() (*signing.Authority, error)
 }
 
 // A Config says whom a Server asks and what it allows. The interfaces, Log and
 // Metrics are required; the zero value of everything else is a default that
 // suits a production mesh.
 type Config struct {
-	TrustDomain string
 	Credentials Credentials
 	Pods        Pods
 	Signer      Signer
@@ -77,6 +79,10 @@ type Config struct {
 	// address.
 	SignRate  rate.Limit
 	SignBurst int
+	// AskRate and AskBurst are the same for asking who signs, which costs a handshake
+	// and nothing else; zero is 20 and 250.
+	AskRate  rate.Limit
+	AskBurst int
 	// SignTime is how long such a call may take, from its first byte, which the
 	// issuer needs most of; zero is 45 s, a little less than agents wait. ReadTime is
 	// how long its message may take to arrive; zero is 10 s.
@@ -101,6 +107,8 @@ func (c Config) withDefaults() Config {
 	c.CallerBurst = cmp.Or(c.CallerBurst, 20)
 	c.SignRate = cmp.Or(c.SignRate, 5)
 	c.SignBurst = cmp.Or(c.SignBurst, 50)
+	c.AskRate = cmp.Or(c.AskRate, 20)
+	c.AskBurst = cmp.Or(c.AskBurst, 250)
 	c.SignTime = cmp.Or(c.SignTime, 45*time.Second)
 	c.ReadTime = cmp.Or(c.ReadTime, 10*time.Second)
 	c.WarmTime = cmp.Or(c.WarmTime, 2*time.Second)
@@ -120,6 +128,8 @@ type Server struct {
 	opening *rate.Limiter          // streams
 	openers limit.Keys[string]     // who opens streams
 	asking  limit.Keys[netip.Addr] // for certificates
+	polls   limit.Keys[netip.Addr] // who asks who signs
+	trust   *trust
 	cache   *xds.Cache
 	steps   steps
 
@@ -127,6 +137,7 @@ type Server struct {
 	snapshot  *mesh.Snapshot // nil until the first Publish
 	published time.Time
 	proxies   map[*proxy]struct{} // those with an open stream
+	issued    map[string]Issued   // by uid of the pod
 	stopping  bool
 }
 
@@ -138,8 +149,10 @@ func New(cfg Config) *Server {
 		cfg:     cfg,
 		metrics: newMetrics(cfg.Metrics),
 		opening: rate.NewLimiter(cfg.StreamRate, int(cfg.StreamRate)+1),
+		trust:   newTrust(cfg.Credentials),
 		cache:   xds.NewCache(),
 		proxies: map[*proxy]struct{}{},
+		issued:  map[string]Issued{},
 	}
 }
 
@@ -150,6 +163,16 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, s)
 	signing.RegisterCertificatesServer(server, s)
 
+	following, stop := context.WithCancel(ctx)
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		s.follow(following)
+	}()
+	defer func() {
+		stop()
+		<-followed
+	}()
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 	select {
@@ -177,7 +200,7 @@ const (
 
 func (s *Server) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
+		grpc.Creds(handshakes{credentials.NewTLS(s.tlsConfig())}),
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.InTapHandle(s.admit),
 		grpc.StreamInterceptor(s.surviveStream),
@@ -207,15 +230,21 @@ func (s *Server) tlsConfig() *tls.Config {
 		NextProtos:             []string{"h2"},
 	}
 	base.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		certificate, roots, err := s.cfg.Credentials.TLS()
+		certificate, err := s.cfg.Credentials.TLS()
 		if err != nil {
 			return nil, fmt.Errorf("get the serving certificate: %w", err)
 		}
 		config := base.Clone()
 		config.GetConfigForClient = nil
 		config.Certificates = []tls.Certificate{*certificate}
-		config.ClientAuth = tls.VerifyClientCertIfGiven
-		config.ClientCAs = roots
+		config.ClientAuth = tls.RequestClientCert
+		config.VerifyConnection = func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 {
+				return nil
+			}
+			_, err := s.trust.verify(state.PeerCertificates)
+			return err
+		}
 		return config, nil
 	}
 	return base

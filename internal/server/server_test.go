@@ -97,11 +97,32 @@ func must(t testing.TB, err error) {
 // testCredentials serve with a certificate of the CA.
 type testCredentials struct {
 	serving *tls.Certificate
-	roots   *x509.CertPool
+
+	mu      sync.Mutex
+	trusted []mesh.TrustDomain
 }
 
-func (c testCredentials) TLS() (*tls.Certificate, *x509.CertPool, error) {
-	return c.serving, c.roots, nil
+func (c *testCredentials) TLS() (*tls.Certificate, error) { return c.serving, nil }
+
+func (c *testCredentials) Trusted() ([]mesh.TrustDomain, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.trusted, nil
+}
+
+// trust replaces what is trusted.
+func (c *testCredentials) trust(domains ...mesh.TrustDomain) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.trusted = domains
+}
+
+func credentialsOf(t testing.TB, ca *testCA) *testCredentials {
+	t.Helper()
+	return &testCredentials{
+		serving: ca.leaf(t, serverID, "", time.Hour),
+		trusted: []mesh.TrustDomain{{Name: trustDomain, Bundle: ca.bundle()}},
+	}
 }
 
 // testPods is the cluster as it is, which snapshots follow.
@@ -116,16 +137,24 @@ func (p testPods) Identity(_ context.Context, id mesh.ProxyID) (mesh.Identity, b
 func (testPods) Located(context.Context, mesh.ProxyID, netip.Addr) (bool, error) { return false, nil }
 
 // signerFunc is a Signer.
-type signerFunc func(token string, csr []byte) ([][]byte, [][]byte, error)
+type signerFunc func(token string, csr []byte) (signing.Signed, error)
 
-func (f signerFunc) Sign(_ context.Context, token string, csr []byte) ([][]byte, [][]byte, error) {
+func (f signerFunc) Sign(_ context.Context, token string, csr []byte) (signing.Signed, error) {
 	return f(token, csr)
 }
+
+func (f signerFunc) Current() (*signing.Authority, error) { return testAuthority, nil }
+
+var testAuthority = &signing.Authority{Name: "built-in", Generation: "1", TrustDomain: trustDomain}
+
+// refusesAll is a Signer for tests of streams.
+var refusesAll = signerFunc(func(string, []byte) (signing.Signed, error) { return signing.Signed{}, errors.New("not now") })
 
 // A world is a server that runs, and what it needs.
 type world struct {
 	*Server
 	ca       *testCA
+	shows    *testCredentials
 	pods     testPods
 	registry *prometheus.Registry
 	address  string
@@ -135,10 +164,11 @@ type world struct {
 func newWorld(t testing.TB, change func(*Config)) *world {
 	t.Helper()
 	w := &world{ca: newTestCA(t), pods: testPods{}, registry: prometheus.NewRegistry()}
+	w.shows = credentialsOf(t, w.ca)
 	cfg := Config{
-		TrustDomain: trustDomain,
-		Credentials: testCredentials{w.ca.leaf(t, "spiffe://cluster.local/ns/outrigger-system/sa/outriggerd", "", time.Hour), w.ca.pool()},
+		Credentials: w.shows,
 		Pods:        w.pods,
+		Signer:      refusesAll,
 		Metrics:     w.registry,
 		StreamRate:  10_000,
 		CallerRate:  10_000,

@@ -59,19 +59,31 @@ func (s *Server) refused(ctx context.Context, refusal *signing.Refusal) error {
 // certificate could make long and slow: an address may ask for certificates only
 // so often, and each call has its end.
 func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
-	if call.FullMethodName != signing.Certificates_Sign_FullMethodName {
+	switch call.FullMethodName {
+	case signing.Certificates_Sign_FullMethodName:
+	case signing.Certificates_Current_FullMethodName:
+		if !s.polls.Allow(clientAddress(ctx), s.cfg.AskRate, s.cfg.AskBurst) {
+			return nil, refuse(codes.ResourceExhausted, reasonRate, "this address asks too often")
+		}
+		return s.bounded(ctx), nil
+	default:
 		return ctx, nil
 	}
 	if !s.asking.Allow(clientAddress(ctx), s.cfg.SignRate, s.cfg.SignBurst) {
 		return nil, s.refused(ctx, refuse(codes.ResourceExhausted, reasonRate, "this address asks too often"))
 	}
+	return s.bounded(ctx), nil
+}
+
+// bounded gives a call its end.
+func (s *Server) bounded(ctx context.Context) context.Context {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SignTime)
 	reading := time.AfterFunc(s.cfg.ReadTime, cancel)
 	context.AfterFunc(ctx, func() { // gRPC ends the parent with the call
 		reading.Stop()
 		cancel()
 	})
-	return context.WithValue(ctx, readTimer{}, reading), nil
+	return context.WithValue(ctx, readTimer{}, reading)
 }
 
 // readTimer is the key of the timer that ends a call whose message does not come.
@@ -92,11 +104,32 @@ func (s *Server) sign(ctx context.Context, request *signing.SignRequest) (*signi
 	if err != nil {
 		return nil, err
 	}
-	chain, roots, err := s.cfg.Signer.Sign(ctx, token, request.GetCsr())
+	trusted, err := s.trust.messages()
 	if err != nil {
 		return nil, err
 	}
-	return &signing.SignResponse{Chain: chain, Roots: roots}, nil
+	signed, err := s.cfg.Signer.Sign(ctx, token, request.GetCsr())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.note(signed); err != nil {
+		return nil, err
+	}
+	return &signing.SignResponse{Chain: signed.Chain, Roots: signed.Roots, Authority: signed.By, Trusted: trusted}, nil
+}
+
+// Current says who signs and what is trusted.
+func (s *Server) Current(ctx context.Context, _ *signing.CurrentRequest) (*signing.CurrentResponse, error) {
+	arrived(ctx)
+	authority, err := s.cfg.Signer.Current()
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, "nobody signs now; see the log of outriggerd")
+	}
+	trusted, err := s.trust.messages()
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, "nothing is trusted now; see the log of outriggerd")
+	}
+	return &signing.CurrentResponse{Authority: authority, Trusted: trusted}, nil
 }
 
 // bearer returns the token of a call.

@@ -62,7 +62,7 @@ type stream struct {
 // is gone, or either side hangs up.
 func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	requests, failed := receive(rpc)
-	first, p, end, err := s.open(rpc.Context(), requests, failed)
+	first, p, err := s.open(rpc.Context(), requests, failed)
 	if err != nil {
 		s.metrics.refused.WithLabelValues(reasonOf(err)).Inc()
 		s.cfg.Log.V(verbosity(reasonOf(err), reasonNoCertificate)).Info("xDS stream refused", "address", clientAddress(rpc.Context()).String(), "reason", reasonOf(err), "error", err.Error())
@@ -71,8 +71,10 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 	defer s.leave(p)
 	st := s.newStream(p, rpc.SendMsg)
 	st.log.V(1).Info("xDS stream open", "address", p.address)
-	expired := time.NewTimer(time.Until(end))
+	expired := time.NewTimer(time.Until(p.shown.ends))
 	defer expired.Stop()
+	p.renew(replacedIn(time.Until(p.shown.ends)), "the certificate is due to be replaced")
+	defer p.stopRenewal()
 	err = st.handle(first)
 	for err == nil {
 		if err = st.advance(); err != nil {
@@ -86,7 +88,7 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 		case <-p.ended:
 			err = p.why()
 		case <-expired.C:
-			err = refuse(codes.Unauthenticated, reasonNoCertificate, "the client certificate has ended")
+			err = refuse(codes.Unauthenticated, reasonEnded, "the client certificate has ended")
 		case request := <-requests:
 			err = st.handle(request)
 		case <-p.wake:
@@ -97,6 +99,9 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 		}
 	}
 	st.log.V(1).Info("xDS stream over", "why", err.Error())
+	if stale(err) {
+		hangUp(rpc.Context())
+	}
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -137,20 +142,20 @@ func receive(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources
 }
 
 // open finds out who is calling, and whether it may. It returns the first
-// request, the proxy, and when its certificate ends.
-func (s *Server) open(ctx context.Context, requests <-chan *discoveryv3.DeltaDiscoveryRequest, failed <-chan error) (*discoveryv3.DeltaDiscoveryRequest, *proxy, time.Time, error) {
-	leaf, err := clientLeaf(ctx)
+// request and the proxy.
+func (s *Server) open(ctx context.Context, requests <-chan *discoveryv3.DeltaDiscoveryRequest, failed <-chan error) (*discoveryv3.DeltaDiscoveryRequest, *proxy, error) {
+	shown, err := s.shown(ctx)
 	if err != nil {
-		return nil, nil, time.Time{}, err
+		return nil, nil, err
 	}
 	// Before the turn of all, so that one caller cannot take everybody's.
-	if !s.openers.Allow(callerOf(ctx, leaf), s.cfg.CallerRate, s.cfg.CallerBurst) {
-		return nil, nil, time.Time{}, refuse(codes.ResourceExhausted, reasonRate, "this certificate opens streams too often")
+	if !s.openers.Allow(callerOf(ctx, shown.leaf()), s.cfg.CallerRate, s.cfg.CallerBurst) {
+		return nil, nil, refuse(codes.ResourceExhausted, reasonRate, "this certificate opens streams too often")
 	}
 	turn, cancel := context.WithTimeout(ctx, openingWait)
 	defer cancel()
 	if err := s.opening.Wait(turn); err != nil {
-		return nil, nil, time.Time{}, refuse(codes.ResourceExhausted, reasonTooMany, "too many streams are being opened")
+		return nil, nil, refuse(codes.ResourceExhausted, reasonTooMany, "too many streams are being opened")
 	}
 	var first *discoveryv3.DeltaDiscoveryRequest
 	patience := time.NewTimer(firstRequest)
@@ -158,27 +163,27 @@ func (s *Server) open(ctx context.Context, requests <-chan *discoveryv3.DeltaDis
 	select {
 	case first = <-requests:
 	case err := <-failed:
-		return nil, nil, time.Time{}, refuse(codes.Canceled, reasonNoRequest, "the stream ended without a request: %w", err)
+		return nil, nil, refuse(codes.Canceled, reasonNoRequest, "the stream ended without a request: %w", err)
 	case <-patience.C:
-		return nil, nil, time.Time{}, refuse(codes.DeadlineExceeded, reasonNoRequest, "no request came in %s", firstRequest)
+		return nil, nil, refuse(codes.DeadlineExceeded, reasonNoRequest, "no request came in %s", firstRequest)
 	}
-	id, identity, err := bind(leaf, first.GetNode().GetId(), s.cfg.TrustDomain)
+	id, err := bind(shown, first.GetNode().GetId())
 	if err != nil {
-		return nil, nil, time.Time{}, err
+		return nil, nil, err
 	}
-	if err := s.known(ctx, id, identity); err != nil {
-		return nil, nil, time.Time{}, err
+	if err := s.known(ctx, id, shown.identity); err != nil {
+		return nil, nil, err
 	}
-	if err := s.located(ctx, leaf, id); err != nil {
-		return nil, nil, time.Time{}, err
+	if err := s.located(ctx, shown.leaf(), id); err != nil {
+		return nil, nil, err
 	}
-	p := newProxy(id, identity, clientAddress(ctx).String())
-	return first, p, leaf.NotAfter, s.join(p)
+	p := newProxy(id, shown, clientAddress(ctx).String())
+	return first, p, s.join(p)
 }
 
-func newProxy(id mesh.ProxyID, identity mesh.Identity, address string) *proxy {
+func newProxy(id mesh.ProxyID, shown vouched, address string) *proxy {
 	return &proxy{
-		id: id, identity: identity, address: address, opened: time.Now(),
+		id: id, identity: shown.identity, shown: shown, address: address, opened: time.Now(),
 		wake: make(chan struct{}, 1), ended: make(chan struct{}), acked: map[xds.Type]string{},
 	}
 }
@@ -277,6 +282,11 @@ func (s *stream) advance() error {
 // report says, for people, which version the proxy has of each type. It has one
 // when it acknowledged all that led there, be it nothing.
 func (s *stream) report() {
+	defer func() {
+		if key, ok := s.trusts(); ok {
+			s.proxy.acknowledgeTrust(key)
+		}
+	}()
 	for i := range s.feeds {
 		f := &s.feeds[i]
 		if f.begun && f.sent != f.acked && !f.refused && len(f.pending)+len(f.gone) == 0 {

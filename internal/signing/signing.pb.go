@@ -74,7 +74,10 @@ type SignResponse struct {
 	// The chain, leaf first, without the root. Each is DER.
 	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
 	// The roots of the mesh, each DER.
-	Roots         [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	Roots [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	// Who signed, and what the mesh trusts.
+	Authority     *Authority     `protobuf:"bytes,3,opt,name=authority,proto3" json:"authority,omitempty"`
+	Trusted       []*TrustDomain `protobuf:"bytes,4,rep,name=trusted,proto3" json:"trusted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -123,18 +126,253 @@ func (x *SignResponse) GetRoots() [][]byte {
 	return nil
 }
 
+func (x *SignResponse) GetAuthority() *Authority {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+func (x *SignResponse) GetTrusted() []*TrustDomain {
+	if x != nil {
+		return x.Trusted
+	}
+	return nil
+}
+
+type CurrentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CurrentRequest) Reset() {
+	*x = CurrentRequest{}
+	mi := &file_signing_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CurrentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CurrentRequest) ProtoMessage() {}
+
+func (x *CurrentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_signing_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CurrentRequest.ProtoReflect.Descriptor instead.
+func (*CurrentRequest) Descriptor() ([]byte, []int) {
+	return file_signing_proto_rawDescGZIP(), []int{2}
+}
+
+type CurrentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *Authority             `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	Trusted       []*TrustDomain         `protobuf:"bytes,2,rep,name=trusted,proto3" json:"trusted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CurrentResponse) Reset() {
+	*x = CurrentResponse{}
+	mi := &file_signing_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CurrentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CurrentResponse) ProtoMessage() {}
+
+func (x *CurrentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_signing_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CurrentResponse.ProtoReflect.Descriptor instead.
+func (*CurrentResponse) Descriptor() ([]byte, []int) {
+	return file_signing_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CurrentResponse) GetAuthority() *Authority {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+func (x *CurrentResponse) GetTrusted() []*TrustDomain {
+	if x != nil {
+		return x.Trusted
+	}
+	return nil
+}
+
+// Authority is who signs. A certificate that another one signed, or the same one in
+// another generation, should be renewed soon.
+type Authority struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Generation string                 `protobuf:"bytes,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Of the certificates that it signs.
+	TrustDomain   string `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_signing_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_signing_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_signing_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Authority) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Authority) GetGeneration() string {
+	if x != nil {
+		return x.Generation
+	}
+	return ""
+}
+
+func (x *Authority) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+// TrustDomain is one whose identities the mesh accepts.
+type TrustDomain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Those that vouch for them, each DER.
+	Roots         [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustDomain) Reset() {
+	*x = TrustDomain{}
+	mi := &file_signing_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustDomain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustDomain) ProtoMessage() {}
+
+func (x *TrustDomain) ProtoReflect() protoreflect.Message {
+	mi := &file_signing_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustDomain.ProtoReflect.Descriptor instead.
+func (*TrustDomain) Descriptor() ([]byte, []int) {
+	return file_signing_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TrustDomain) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TrustDomain) GetRoots() [][]byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
 var File_signing_proto protoreflect.FileDescriptor
 
 const file_signing_proto_rawDesc = "" +
 	"\n" +
 	"\rsigning.proto\x12\x14outrigger.signing.v1\"\x1f\n" +
 	"\vSignRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\":\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\xb6\x01\n" +
 	"\fSignResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
-	"\x05roots\x18\x02 \x03(\fR\x05roots2]\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots\x12=\n" +
+	"\tauthority\x18\x03 \x01(\v2\x1f.outrigger.signing.v1.AuthorityR\tauthority\x12;\n" +
+	"\atrusted\x18\x04 \x03(\v2!.outrigger.signing.v1.TrustDomainR\atrusted\"\x10\n" +
+	"\x0eCurrentRequest\"\x8d\x01\n" +
+	"\x0fCurrentResponse\x12=\n" +
+	"\tauthority\x18\x01 \x01(\v2\x1f.outrigger.signing.v1.AuthorityR\tauthority\x12;\n" +
+	"\atrusted\x18\x02 \x03(\v2!.outrigger.signing.v1.TrustDomainR\atrusted\"b\n" +
+	"\tAuthority\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\tR\n" +
+	"generation\x12!\n" +
+	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\"7\n" +
+	"\vTrustDomain\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots2\xb5\x01\n" +
 	"\fCertificates\x12M\n" +
-	"\x04Sign\x12!.outrigger.signing.v1.SignRequest\x1a\".outrigger.signing.v1.SignResponseB6Z4github.com/outrigger-mesh/outrigger/internal/signingb\x06proto3"
+	"\x04Sign\x12!.outrigger.signing.v1.SignRequest\x1a\".outrigger.signing.v1.SignResponse\x12V\n" +
+	"\aCurrent\x12$.outrigger.signing.v1.CurrentRequest\x1a%.outrigger.signing.v1.CurrentResponseB6Z4github.com/outrigger-mesh/outrigger/internal/signingb\x06proto3"
 
 var (
 	file_signing_proto_rawDescOnce sync.Once
@@ -148,19 +386,29 @@ func file_signing_proto_rawDescGZIP() []byte {
 	return file_signing_proto_rawDescData
 }
 
-var file_signing_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_signing_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_signing_proto_goTypes = []any{
-	(*SignRequest)(nil),  // 0: outrigger.signing.v1.SignRequest
-	(*SignResponse)(nil), // 1: outrigger.signing.v1.SignResponse
+	(*SignRequest)(nil),     // 0: outrigger.signing.v1.SignRequest
+	(*SignResponse)(nil),    // 1: outrigger.signing.v1.SignResponse
+	(*CurrentRequest)(nil),  // 2: outrigger.signing.v1.CurrentRequest
+	(*CurrentResponse)(nil), // 3: outrigger.signing.v1.CurrentResponse
+	(*Authority)(nil),       // 4: outrigger.signing.v1.Authority
+	(*TrustDomain)(nil),     // 5: outrigger.signing.v1.TrustDomain
 }
 var file_signing_proto_depIdxs = []int32{
-	0, // 0: outrigger.signing.v1.Certificates.Sign:input_type -> outrigger.signing.v1.SignRequest
-	1, // 1: outrigger.signing.v1.Certificates.Sign:output_type -> outrigger.signing.v1.SignResponse
-	1, // [1:2] is the sub-list for method output_type
-	0, // [0:1] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	4, // 0: outrigger.signing.v1.SignResponse.authority:type_name -> outrigger.signing.v1.Authority
+	5, // 1: outrigger.signing.v1.SignResponse.trusted:type_name -> outrigger.signing.v1.TrustDomain
+	4, // 2: outrigger.signing.v1.CurrentResponse.authority:type_name -> outrigger.signing.v1.Authority
+	5, // 3: outrigger.signing.v1.CurrentResponse.trusted:type_name -> outrigger.signing.v1.TrustDomain
+	0, // 4: outrigger.signing.v1.Certificates.Sign:input_type -> outrigger.signing.v1.SignRequest
+	2, // 5: outrigger.signing.v1.Certificates.Current:input_type -> outrigger.signing.v1.CurrentRequest
+	1, // 6: outrigger.signing.v1.Certificates.Sign:output_type -> outrigger.signing.v1.SignResponse
+	3, // 7: outrigger.signing.v1.Certificates.Current:output_type -> outrigger.signing.v1.CurrentResponse
+	6, // [6:8] is the sub-list for method output_type
+	4, // [4:6] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_signing_proto_init() }
@@ -174,7 +422,7 @@ func file_signing_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_signing_proto_rawDesc), len(file_signing_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,7 +21,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Certificates_Sign_FullMethodName = "/outrigger.signing.v1.Certificates/Sign"
+	Certificates_Sign_FullMethodName    = "/outrigger.signing.v1.Certificates/Sign"
+	Certificates_Current_FullMethodName = "/outrigger.signing.v1.Certificates/Current"
 )
 
 // CertificatesClient is the client API for Certificates service.
@@ -36,11 +37,15 @@ type CertificatesClient interface {
 	// Sign returns a certificate for the key of the request. Errors:
 	// UNAUTHENTICATED when the token is not accepted, PERMISSION_DENIED when the
 	// caller may not have the identity it asks for, INVALID_ARGUMENT when the
-	// request is malformed, RESOURCE_EXHAUSTED when it comes too often or too many
-	// wait, UNAVAILABLE when the issuer does not answer. Only the last two are worth
-	// another try with the same token. A google.rpc.RetryInfo in the details says
-	// when at the earliest.
+	// request is malformed, RESOURCE_EXHAUSTED when it comes too often,
+	// UNAVAILABLE when the issuer does not answer. Only the last two are worth
+	// another try with the same token.
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
+	// Current returns who signs at the moment and what the mesh trusts, so that an
+	// agent notices cheaply that it should renew. It needs no token: nothing of it is
+	// secret. Errors: RESOURCE_EXHAUSTED when it comes too often, UNAVAILABLE when
+	// there is no authority.
+	Current(ctx context.Context, in *CurrentRequest, opts ...grpc.CallOption) (*CurrentResponse, error)
 }
 
 type certificatesClient struct {
@@ -61,6 +66,16 @@ func (c *certificatesClient) Sign(ctx context.Context, in *SignRequest, opts ...
 	return out, nil
 }
 
+func (c *certificatesClient) Current(ctx context.Context, in *CurrentRequest, opts ...grpc.CallOption) (*CurrentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CurrentResponse)
+	err := c.cc.Invoke(ctx, Certificates_Current_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CertificatesServer is the server API for Certificates service.
 // All implementations must embed UnimplementedCertificatesServer
 // for forward compatibility.
@@ -73,11 +88,15 @@ type CertificatesServer interface {
 	// Sign returns a certificate for the key of the request. Errors:
 	// UNAUTHENTICATED when the token is not accepted, PERMISSION_DENIED when the
 	// caller may not have the identity it asks for, INVALID_ARGUMENT when the
-	// request is malformed, RESOURCE_EXHAUSTED when it comes too often or too many
-	// wait, UNAVAILABLE when the issuer does not answer. Only the last two are worth
-	// another try with the same token. A google.rpc.RetryInfo in the details says
-	// when at the earliest.
+	// request is malformed, RESOURCE_EXHAUSTED when it comes too often,
+	// UNAVAILABLE when the issuer does not answer. Only the last two are worth
+	// another try with the same token.
 	Sign(context.Context, *SignRequest) (*SignResponse, error)
+	// Current returns who signs at the moment and what the mesh trusts, so that an
+	// agent notices cheaply that it should renew. It needs no token: nothing of it is
+	// secret. Errors: RESOURCE_EXHAUSTED when it comes too often, UNAVAILABLE when
+	// there is no authority.
+	Current(context.Context, *CurrentRequest) (*CurrentResponse, error)
 	mustEmbedUnimplementedCertificatesServer()
 }
 
@@ -90,6 +109,9 @@ type UnimplementedCertificatesServer struct{}
 
 func (UnimplementedCertificatesServer) Sign(context.Context, *SignRequest) (*SignResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sign not implemented")
+}
+func (UnimplementedCertificatesServer) Current(context.Context, *CurrentRequest) (*CurrentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Current not implemented")
 }
 func (UnimplementedCertificatesServer) mustEmbedUnimplementedCertificatesServer() {}
 func (UnimplementedCertificatesServer) testEmbeddedByValue()                      {}
@@ -130,6 +152,24 @@ func _Certificates_Sign_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Certificates_Current_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CurrentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CertificatesServer).Current(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Certificates_Current_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CertificatesServer).Current(ctx, req.(*CurrentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Certificates_ServiceDesc is the grpc.ServiceDesc for Certificates service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -140,6 +180,10 @@ var Certificates_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sign",
 			Handler:    _Certificates_Sign_Handler,
+		},
+		{
+			MethodName: "Current",
+			Handler:    _Certificates_Current_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

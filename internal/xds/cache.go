@@ -77,6 +77,7 @@ func (c *Cache) Set(v mesh.View) (*Set, error) {
 		return nil, err
 	}
 	s := newSet(own, out.parts, out.version)
+	s.trust = v.Trust.Key
 	return keep(c.sets, s.version, func() (*Set, error) { return s, nil })
 }
 

@@ -67,6 +67,7 @@ type Part struct {
 // say the same give the same pointer as long as the [Cache] remembers.
 type Set struct {
 	version  string
+	trust    string  // the key of the Trust
 	own      []*Part // of the proxy's halves, sorted by name
 	outbound []*Part // of the bundles, sorted by name; shared between Sets
 }
@@ -79,6 +80,9 @@ func newSet(own, outbound []*Part, outboundVersion string) *Set {
 	h.Write([]byte(outboundVersion))
 	return &Set{version: hex.EncodeToString(h.Sum(nil)[:12]), own: own, outbound: outbound}
 }
+
+// Trust returns the key of the [mesh.Trust] that all of s says.
+func (s *Set) Trust() string { return s.trust }
 
 // Version names the content of s. Sets of equal version are equal.
 func (s *Set) Version() string { return s.version }
