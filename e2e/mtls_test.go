@@ -139,21 +139,7 @@ func TestACertificateNamesOneIdentity(t *testing.T) {
 	caller("stranger").create(t, outside)
 	server := httpEcho("server").run(t, ns)
 	stranger := ready(t, outside, "app=stranger")
-	conn, err := cluster.Dial(t.Context(), stranger, server.Status.PodIP+":8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	client := tls.Client(conn, &tls.Config{
-		ServerName:         "8080.server." + ns + ".outrigger",
-		InsecureSkipVerify: true, //nolint:gosec // it is looked at below
-		NextProtos:         []string{"h2"},
-	})
-	// In TLS 1.3 the client has finished before the server has seen that there is
-	// no certificate.
-	if err := client.HandshakeContext(t.Context()); err != nil {
-		t.Fatalf("handshake: %v", err)
-	}
+	client := handshake(t, stranger, server)
 	state := client.ConnectionState()
 	if state.Version != tls.VersionTLS13 {
 		t.Errorf("the version is %s, want TLS 1.3", tls.VersionName(state.Version))
@@ -162,6 +148,28 @@ func TestACertificateNamesOneIdentity(t *testing.T) {
 	if n, err := client.Read(make([]byte, 1)); err == nil || n > 0 {
 		t.Error("the server speaks to a client without a certificate")
 	}
+}
+
+// handshake connects to the app "server" as a client without a certificate, through
+// a pod outside of the mesh. The connection ends with the test.
+func handshake(t *testing.T, from, server corev1.Pod) *tls.Conn {
+	t.Helper()
+	conn, err := cluster.Dial(t.Context(), from, server.Status.PodIP+":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	client := tls.Client(conn, &tls.Config{
+		ServerName:         "8080.server." + server.Namespace + ".outrigger",
+		InsecureSkipVerify: true, //nolint:gosec // callers look at it
+		NextProtos:         []string{"h2"},
+	})
+	// In TLS 1.3 the client has finished before the server has seen that there is
+	// no certificate.
+	if err := client.HandshakeContext(t.Context()); err != nil {
+		t.Fatalf("handshake: %v", err)
+	}
+	return client
 }
 
 // checkLeaf checks whose the first certificate of a chain is, and that the mesh's

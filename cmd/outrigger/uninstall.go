@@ -127,6 +127,7 @@ func (i *installation) removeNamespace(ctx context.Context, c client.Client) err
 	for _, made := range []client.Object{
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-ca"}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-webhook-ca"}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-roots"}},
 		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "outriggerd"}},
 	} {
 		made.SetNamespace(i.namespace)
