@@ -63,7 +63,7 @@ var layers = map[string]layer{
 	"internal/api":            {outside: []string{"k8s.io/apimachinery/"}},
 	"internal/api/conversion": {pure: true, ours: []string{"internal/annotation"}, outside: []string{"k8s.io/apimachinery/"}},
 	"internal/controller": {
-		ours:    []string{"internal/mesh", "internal/ingest", "internal/api", "internal/annotation", "injector"},
+		ours:    []string{"internal/mesh", "internal/rotation", "internal/ingest", "internal/api", "internal/annotation", "injector"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/"},
 	},
 	"internal/rotation": {pure: true, outside: []string{"k8s.io/apimachinery/pkg/util/validation"}},

@@ -65,6 +65,6 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true, // main prints it, once
 	}
-	root.AddCommand(newInstallCommand(), newUninstallCommand(), newProxyCommand(), newInjectCommand(), newUninjectCommand(), newWhyCommand(), newCheckCommand())
+	root.AddCommand(newInstallCommand(), newUninstallCommand(), newProxyCommand(), newInjectCommand(), newUninjectCommand(), newWhyCommand(), newCheckCommand(), newCertificateCommand())
 	return root
 }

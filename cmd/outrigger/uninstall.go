@@ -24,6 +24,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/outrigger-mesh/outrigger/internal/api"
+	"github.com/outrigger-mesh/outrigger/internal/controller"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
 func newUninstallCommand() *cobra.Command {
@@ -124,12 +126,16 @@ func (i *installation) removeNamespace(ctx context.Context, c client.Client) err
 		return nil
 	}
 	i.step("namespace %s: kept, because outrigger install did not make it", i.namespace)
-	for _, made := range []client.Object{
-		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-ca"}},
+	all := []client.Object{
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-webhook-ca"}},
 		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "outrigger-roots"}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: controller.AuthoritiesConfigMap}},
 		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "outriggerd"}},
-	} {
+	}
+	for _, name := range rotation.OwnSecrets() {
+		all = append(all, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	}
+	for _, made := range all {
 		made.SetNamespace(i.namespace)
 		if err := client.IgnoreNotFound(c.Delete(ctx, made)); err != nil {
 			return fmt.Errorf("delete %T %s/%s: %w", made, i.namespace, made.GetName(), err)

@@ -23,6 +23,7 @@ import (
 type config struct {
 	mesh, trustDomain, clusterDomain, osmMesh string
 	namespace                                 string
+	pod, podUID                               string // this replica's own
 	trafficPolicy, egress                     string
 	clusterTrustBundle                        string
 	authority                                 identity.Authority // of the mesh's first start
@@ -67,6 +68,8 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.StringVar(&c.clusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster")
 	f.StringVar(&c.osmMesh, "osm-mesh", "osm", "value of openservicemesh.io/monitored-by that joins a namespace to this mesh")
 	f.StringVar(&c.namespace, "namespace", env("POD_NAMESPACE"), "the system namespace (default $POD_NAMESPACE)")
+	f.StringVar(&c.pod, "pod", env("POD_NAME"), "name of this replica's pod (default $POD_NAME)")
+	f.StringVar(&c.podUID, "pod-uid", env("POD_UID"), "uid of this replica's pod (default $POD_UID)")
 	f.StringVar(&c.trafficPolicy, "traffic-policy", "permissive", "permissive or enforced, where a namespace does not say")
 	f.StringVar(&c.egress, "egress", "allow", "allow or deny, where a namespace does not say")
 	f.Var(&c.serviceCIDRs, "service-cidrs", "ranges of ClusterIPs (default: asked from the API server)")
@@ -129,6 +132,8 @@ func (c config) validate() error {
 		}
 	}
 	required("namespace", c.namespace)
+	required("pod", c.pod)
+	required("pod-uid", c.podUID)
 	required("proxy-image", c.proxy.image)
 	required("init-image", c.proxy.initImage)
 	required("webhook-configuration", c.webhook.configuration)

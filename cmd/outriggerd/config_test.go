@@ -25,7 +25,9 @@ func TestParseConfig(t *testing.T) {
 		"CA's Secret":    {reason: "it is the name of an object", args: append(good, `--authority={"builtIn":{"secret":"My CA"}}`), want: []string{"--authority", "builtIn.secret", "My CA"}},
 		"trust domain":   {reason: "it becomes part of a URI", args: append(good, "--trust-domain=a/b"), want: []string{"--trust-domain", "a/b"}},
 	}
-	env := func(name string) string { return map[string]string{"POD_NAMESPACE": "outrigger-system"}[name] }
+	env := func(name string) string {
+		return map[string]string{"POD_NAMESPACE": "outrigger-system", "POD_NAME": "outriggerd-1", "POD_UID": "1"}[name]
+	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			_, err := parseConfig(tc.args, env, io.Discard)
@@ -42,7 +44,7 @@ func TestParseConfig(t *testing.T) {
 }
 
 func TestInjectorSettings(t *testing.T) {
-	cfg, err := parseConfig([]string{"--namespace=s", "--proxy-image=p", "--init-image=i", "--webhook-configuration=w", "--proxy-cpu=lots", "--legacy-iptables=true"}, func(string) string { return "" }, io.Discard)
+	cfg, err := parseConfig([]string{"--namespace=s", "--pod=p", "--pod-uid=1", "--proxy-image=p", "--init-image=i", "--webhook-configuration=w", "--proxy-cpu=lots", "--legacy-iptables=true"}, func(string) string { return "" }, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}

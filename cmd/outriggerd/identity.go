@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"time"
 
-	"github.com/go-logr/logr"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
 // rootsSignals tell those who use the mesh's roots that they are other ones.
@@ -30,8 +30,8 @@ func (r rootsSignals) changed() {
 	}
 }
 
-// wireIdentity opens the mesh's authority, as soon as that can be, and keeps its
-// roots where pods find them.
+// wireIdentity keeps the mesh's authorities open, leads from one to another, and
+// keeps their roots where pods find them.
 func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 	p.home = identity.Home{Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh}
 	p.trust = identity.Trust{Home: p.home, Authorities: &p.authorities}
@@ -43,8 +43,28 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 			p.log.Info("pods get the roots from ConfigMaps", "reason", err.Error())
 		}
 	}
+	p.serving = identity.NewServing(&p.authorities, p.cfg.namespace, p.cfg.leaf)
+	p.ready = append(p.ready, p.serving.Ready)
+	rotator := controller.NewRotator(controller.RotatorConfig{
+		Cache: p.mgr.GetCache(), Client: p.direct, Lookup: p.lookup, First: p.cfg.authority,
+		Open: p.follower.Also, Opened: p.follower.Seen,
+		Events: p.mgr.GetEventRecorder("outriggerd"), Log: p.log.WithName("rotation"), Metrics: metrics.Registry,
+	})
+	p.follower.Authorities, p.follower.Open, p.follower.Log = &p.authorities, p.openIssuer, p.log.WithName("authorities")
+	p.follower.Changed = func() {
+		p.roots.changed()
+		rotator.Changed()
+	}
 	return errors.Join(
-		p.mgr.Add(everywhere(p.keepAuthority)),
+		p.mgr.Add(rotator),
+		p.mgr.Add(&controller.StateFollower{
+			Cache: p.mgr.GetCache(), Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh,
+			Replica: p.cfg.pod, UID: p.cfg.podUID, First: p.cfg.authority,
+			Follow: p.follower.Follow, Report: p.report, Log: p.log.WithName("report"),
+		}),
+		p.mgr.Add(everywhere(p.follower.Run)),
+		p.mgr.Add(everywhere(p.keepClusterBundle)),
+		p.mgr.Add(everywhere(func(ctx context.Context) error { return p.serving.Run(ctx, p.log.WithName("serving")) })),
 		p.mgr.Add(&controller.TrustKeeper{
 			Cache: p.mgr.GetCache(), Members: p.lookup.Members, Log: p.log.WithName("trust"),
 			Sync: p.syncTrust, Changed: p.roots.keeper,
@@ -52,53 +72,37 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 	)
 }
 
-// keepAuthority opens the authority, trying again until it can be, and follows it
-// until ctx ends.
-func (p *plane) keepAuthority(ctx context.Context) error {
-	log := p.log.WithName("authority").WithValues("authority", p.cfg.authority.Name)
-	issuer, err := p.openUntilDone(ctx, log)
-	if err != nil {
-		return nil //nolint:nilerr // ctx ended
-	}
-	opened := identity.Opened{Authority: p.cfg.authority, Issuer: issuer}
-	p.authorities.Set(identity.Accepted{Signing: opened, Serving: opened, Trusted: []identity.Opened{opened}})
-	p.rootsChanged()
-	log.Info("authority is open", "kind", p.cfg.authority.Kind())
-	if p.bundle != "" {
-		// Before the elected replica looks: pods that ask for it wait for it.
-		if _, err := p.trust.SyncClusterBundle(ctx); err != nil {
-			log.Error(err, "ClusterTrustBundle not written; the elected replica tries again")
+// keepClusterBundle writes the mesh's ClusterTrustBundle as soon as the roots are
+// known, in every replica: pods that ask for it wait until it is there. Changes of
+// it are the elected replica's.
+func (p *plane) keepClusterBundle(ctx context.Context) error {
+	for p.bundle != "" {
+		changed := p.authorities.Changed()
+		if _, err := p.authorities.Now(); err == nil {
+			if _, err := p.trust.SyncClusterBundle(ctx); err != nil {
+				p.log.Error(err, "ClusterTrustBundle not written; the elected replica tries again")
+			}
+			return nil
 		}
-	}
-	if following, ok := issuer.(follower); ok {
-		return following.Run(ctx, log)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
 	}
 	return nil
 }
 
-func (p *plane) openUntilDone(ctx context.Context, log logr.Logger) (identity.Issuer, error) {
-	again := time.NewTimer(0)
-	defer again.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-again.C:
-		}
-		issuer, err := p.openIssuer(ctx, p.cfg.authority, p.rootsChanged)
-		if err == nil {
-			return issuer, nil
-		}
-		p.authorities.Missing(err)
-		log.Error(err, "authority is not open", "retryIn", reopen.String())
-		again.Reset(reopen)
+// report is what this replica knows of its pods, and of itself.
+func (p *plane) report() rotation.Report {
+	report := rotation.Report{Groups: rotation.Gather(p.known())}
+	if accepted, err := p.authorities.Now(); err == nil {
+		report.Generation = min(accepted.Generation, p.acknowledged.newest())
 	}
-}
-
-// rootsChanged tells everybody who uses the roots.
-func (p *plane) rootsChanged() {
-	p.authorities.RootsChanged()
-	p.roots.changed()
+	if name, end, above, err := p.serving.Ends(); err == nil {
+		report.Serving, report.ServingEnd, report.IntermediateEnd = name, end, above
+	}
+	return report
 }
 
 // syncTrust makes the roots what they should be wherever pods find them, and says

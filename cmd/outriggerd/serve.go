@@ -61,7 +61,10 @@ type plane struct {
 	xds    *server.Server
 	served []api.Served // the kinds of policy, as the cluster has them
 	// authorities are those of the moment; none until one is open.
-	authorities identity.Authorities
+	authorities  identity.Authorities
+	follower     identity.Follower
+	serving      *identity.Serving
+	acknowledged generations
 	// ready are what must be fulfilled before this replica is sent anything.
 	ready []func() error
 }
@@ -130,9 +133,12 @@ func (p *plane) wireManager(_ context.Context, restConfig *rest.Config) error {
 		Scheme: scheme, Logger: p.log,
 		Cache: cache.Options{
 			DefaultTransform: controller.Trim,
-			// Of ConfigMaps only those with the roots, which is all it may read.
+			// Of ConfigMaps only those with the roots, and its own, which is all it may read.
 			ByObject: map[client.Object]cache.ByObject{
-				&corev1.ConfigMap{}: {Field: fields.OneTermEqualSelector("metadata.name", identity.TrustConfigMap)},
+				&corev1.ConfigMap{}: {Namespaces: map[string]cache.Config{
+					cache.AllNamespaces: {FieldSelector: fields.OneTermEqualSelector("metadata.name", identity.TrustConfigMap)},
+					p.cfg.namespace:     {},
+				}},
 			},
 		},
 		Metrics:                 metricsserver.Options{BindAddress: "0"}, // served with health, below
@@ -154,8 +160,6 @@ func (p *plane) wireManager(_ context.Context, restConfig *rest.Config) error {
 
 // wireServer serves xDS and signing.
 func (p *plane) wireServer(_ context.Context, restConfig *rest.Config) error {
-	serving := identity.NewServing(&p.authorities, p.cfg.namespace, p.cfg.leaf)
-	p.ready = append(p.ready, serving.Ready)
 	reviews, err := authenticationv1.NewForConfig(restConfig)
 	if err != nil {
 		return fmt.Errorf("prepare token reviews: %w", err)
@@ -165,12 +169,11 @@ func (p *plane) wireServer(_ context.Context, restConfig *rest.Config) error {
 		Cached: p.mgr.GetCache(), Live: p.direct, InMesh: p.lookup.InMesh,
 	})
 	p.xds = server.New(server.Config{
-		Credentials: serving, Pods: verifier,
+		Credentials: p.serving, Pods: verifier,
 		Signer: &identity.Signer{Verifier: verifier, Authorities: &p.authorities, Lifetime: p.cfg.leaf},
 		Log:    p.log.WithName("xds"), Metrics: metrics.Registry,
 	})
 	return errors.Join(
-		p.mgr.Add(everywhere(func(ctx context.Context) error { return serving.Run(ctx, p.log.WithName("serving")) })),
 		p.mgr.Add(everywhere(func(ctx context.Context) error {
 			listener, err := new(net.ListenConfig).Listen(ctx, "tcp", p.cfg.xdsAddress)
 			if err != nil {
@@ -205,7 +208,12 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 				return ingest.Options{}, err
 			}
 			cidrs, err := p.cfg.ranges(ctx, p.mgr.GetCache())
-			return p.cfg.ingest(cidrs, accepted.TrustDomains()), err
+			if err != nil {
+				return ingest.Options{}, err
+			}
+			opts := p.cfg.ingest(cidrs, accepted.TrustDomains())
+			p.acknowledged.published(trustOf(opts).Key, accepted.Generation)
+			return opts, nil
 		},
 		Also:    p.cfg.rangeKinds(),
 		Changed: p.roots.publisher,

@@ -75,6 +75,11 @@ func (c config) ingest(cidrs []netip.Prefix, domains []mesh.TrustDomain) ingest.
 	}
 }
 
+// trustOf returns what proxies verify their peers against under some options.
+func trustOf(o ingest.Options) *mesh.Trust {
+	return mesh.Settings{TrustDomain: o.TrustDomain, TrustBundle: o.TrustBundle, AlsoTrusted: o.AlsoTrusted}.Trust()
+}
+
 // rangeKinds are what ranges reads. A ClusterIP of a range that is not yet known
 // is taken for one outside the mesh, so a change of these counts at once.
 func (c config) rangeKinds() []client.Object {

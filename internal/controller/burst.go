@@ -6,6 +6,7 @@ import (
 	"maps"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -35,7 +36,8 @@ func (b burst) changed() {
 	}
 }
 
-// watch signals every change of some kinds until the returned function is called.
+// watch signals every change of some kinds until the returned function is called. Of
+// ConfigMaps only those with the roots count.
 func (b burst) watch(ctx context.Context, from cache.Cache, kinds ...client.Object) (stop func(), err error) {
 	var stops []func()
 	stop = func() {
@@ -43,13 +45,17 @@ func (b burst) watch(ctx context.Context, from cache.Cache, kinds ...client.Obje
 			s()
 		}
 	}
+	matters := func(object any) bool {
+		m, ok := object.(*corev1.ConfigMap)
+		return !ok || m.Name == TrustConfigMap
+	}
 	for _, kind := range kinds {
 		informer, err := from.GetInformer(ctx, kind)
 		if err != nil {
 			stop()
 			return nil, fmt.Errorf("watch %T: %w", kind, err)
 		}
-		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		registration, err := informer.AddEventHandler(toolscache.FilteringResourceEventHandler{FilterFunc: matters, Handler: toolscache.ResourceEventHandlerFuncs{
 			AddFunc: func(any) { b.changed() },
 			UpdateFunc: func(before, after any) {
 				if !sameLabels(before, after) && !onlyStatus(before, after) {
@@ -57,7 +63,7 @@ func (b burst) watch(ctx context.Context, from cache.Cache, kinds ...client.Obje
 				}
 			},
 			DeleteFunc: func(any) { b.changed() },
-		})
+		}})
 		if err != nil {
 			stop()
 			return nil, fmt.Errorf("watch %T: %w", kind, err)

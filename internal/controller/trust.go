@@ -9,6 +9,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
+// TrustConfigMap holds the mesh's roots, in each of its namespaces.
+const TrustConfigMap = "outrigger-trust"
+
 // again is how soon after a failure the trust is looked at again.
 const again = 5 * time.Second
 
@@ -17,7 +20,7 @@ const again = 5 * time.Second
 // somebody changed. It runs in the elected replica only. All fields but Changed are
 // required.
 type TrustKeeper struct {
-	// Cache has namespaces, and of ConfigMaps only those with the roots.
+	// Cache has namespaces, and those ConfigMaps.
 	Cache cache.Cache
 	// Members lists the namespaces of the mesh.
 	Members func(context.Context) ([]string, error)

@@ -27,6 +27,8 @@ type Accepted struct {
 	// Trusted, which are those whose certificates are good.
 	Signing, Serving Opened
 	Trusted          []Opened
+	// Fading are trust domains without an authority, whose names are known still.
+	Fading []string
 }
 
 // A Domain is a trust domain with all roots of its authorities.
@@ -40,7 +42,7 @@ func (d Domain) Bundle() string { return string(encodeCertificates(d.Roots...)) 
 
 // Domains returns the trust domains that are accepted: that of the authority which
 // signs first, the others by name. Each has roots of its own, which are good for
-// no other domain.
+// no other domain; one that fades has none.
 func (a Accepted) Domains() []Domain {
 	first := a.Signing.Authority.TrustDomain
 	domains := []Domain{{Name: first}}
@@ -54,6 +56,9 @@ func (a Accepted) Domains() []Domain {
 	}
 	for i := range domains {
 		domains[i].Roots = unique(domains[i].Roots)
+	}
+	for _, name := range a.Fading {
+		domains = append(domains, Domain{Name: name})
 	}
 	slices.SortStableFunc(domains[1:], func(a, b Domain) int { return bytes.Compare([]byte(a.Name), []byte(b.Name)) })
 	return domains

@@ -42,6 +42,7 @@ type Serving struct {
 type served struct {
 	certificate *tls.Certificate
 	by          Opened
+	above       time.Time // when the first above it ends
 	renew       time.Time
 }
 
@@ -88,6 +89,16 @@ func (s *Serving) Ready() error {
 		return fmt.Errorf("there is no serving certificate: %w", *why)
 	}
 	return errors.New("there is no serving certificate yet")
+}
+
+// Ends returns which authority signed the certificate, when it ends, and when the
+// first of those above it does.
+func (s *Serving) Ends() (authority string, end, above time.Time, err error) {
+	now := s.current.Load()
+	if now == nil {
+		return "", time.Time{}, time.Time{}, errors.New("there is no serving certificate yet")
+	}
+	return now.by.Authority.Name, now.certificate.Leaf.NotAfter, now.above, nil
 }
 
 // Run gets the certificate, renews it at half of its life, and has it signed anew
@@ -148,7 +159,14 @@ func (s *Serving) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	above := time.Time{}
+	for i, c := range chain[1:] {
+		if i == 0 || c.NotAfter.Before(above) {
+			above = c.NotAfter
+		}
+	}
 	s.current.Store(&served{
+		above:       above,
 		certificate: &tls.Certificate{Certificate: raw(chain), PrivateKey: key, Leaf: chain[0]},
 		by:          by,
 		renew:       halfLife(chain, time.Now()),

@@ -24,6 +24,8 @@ type ProxyState struct {
 	TrustDomain string    `json:"trustDomain"`
 	Root        string    `json:"root"`
 	NotAfter    time.Time `json:"notAfter"`
+	// Since is when it connected, and showed that certificate.
+	Since time.Time `json:"since"`
 }
 
 // Proxies returns the state of each pod that is connected to this replica, sorted.
@@ -47,7 +49,7 @@ func (s *Server) Proxies() []ProxyState {
 func (p *proxy) state() ProxyState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return ProxyState{Proxy: p.id, Trust: p.trust, TrustDomain: p.shown.trustDomain, Root: p.shown.root, NotAfter: p.shown.ends}
+	return ProxyState{Proxy: p.id, Trust: p.trust, TrustDomain: p.shown.trustDomain, Root: p.shown.root, NotAfter: p.shown.ends, Since: p.opened}
 }
 
 // trusts returns the key of the trust that everything says which the proxy has
@@ -81,7 +83,7 @@ type Issued struct {
 	Generation string    `json:"generation,omitempty"`
 	Root       string    `json:"root"` // SHA-256 of its DER
 	NotAfter   time.Time `json:"notAfter"`
-	signed     time.Time
+	Signed     time.Time `json:"signed"` // when that was
 }
 
 // Issued returns them by the pod's uid. Pods that are gone are forgotten.
@@ -121,7 +123,7 @@ func (s *Server) note(signed signing.Signed) error {
 	if len(s.issued) < maxIssued || s.issued[uid].UID != "" {
 		s.issued[uid] = Issued{
 			UID: uid, Authority: signed.By.GetName(), Generation: signed.By.GetGeneration(),
-			Root: v.root, NotAfter: v.ends, signed: time.Now(),
+			Root: v.root, NotAfter: v.ends, Signed: time.Now(),
 		}
 	}
 	s.mu.Unlock()
@@ -137,6 +139,6 @@ func (s *Server) forgetIssued(snap *mesh.Snapshot, now time.Time) {
 		alive[id.UID] = true
 	}
 	maps.DeleteFunc(s.issued, func(uid string, i Issued) bool {
-		return now.After(i.NotAfter) || !alive[uid] && now.Sub(i.signed) > young
+		return now.After(i.NotAfter) || !alive[uid] && now.Sub(i.Signed) > young
 	})
 }

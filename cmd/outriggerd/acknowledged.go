@@ -1,0 +1,75 @@
+package main
+
+import (
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
+)
+
+// keptKeys is how many keys of trust a replica remembers: a rotation has few.
+const keptKeys = 32
+
+// generations knows which generation of the authorities the key of a mesh.Trust
+// belongs to: what proxies acknowledge is a key. It is safe for concurrent use.
+type generations struct {
+	mu   sync.Mutex
+	keys []string
+	of   map[string]int64
+	last int64
+}
+
+// published says that a snapshot with this trust is about to be given to proxies.
+func (g *generations) published(key string, generation int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.of == nil {
+		g.of = map[string]int64{}
+	}
+	if _, ok := g.of[key]; !ok {
+		g.keys = append(g.keys, key)
+		if len(g.keys) > keptKeys {
+			delete(g.of, g.keys[0])
+			g.keys = g.keys[1:]
+		}
+	}
+	g.of[key] = max(g.of[key], generation)
+	g.last = max(g.last, generation)
+}
+
+// generation returns the highest generation of a key, 0 for one that is not known.
+func (g *generations) generation(key string) int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.of[key]
+}
+
+// newest returns the generation that was published last.
+func (g *generations) newest() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.last
+}
+
+// known is what this replica knows of each pod that it serves or has signed for: of
+// what a pod showed and what it was given since, the later counts.
+func (p *plane) known() []rotation.Known {
+	byUID := map[string]rotation.Known{}
+	for _, state := range p.xds.Proxies() {
+		byUID[state.Proxy.UID] = rotation.Known{
+			UID: state.Proxy.UID, Connected: true, Trusts: p.acknowledged.generation(state.Trust), At: state.Since,
+			Leaf: &rotation.Leaf{Domain: state.TrustDomain, Root: state.Root, End: state.NotAfter},
+		}
+	}
+	for _, issued := range p.xds.Issued() {
+		known, connected := byUID[issued.UID]
+		same := connected && known.Leaf.Root == issued.Root && known.Leaf.End.Equal(issued.NotAfter)
+		if !connected || same || issued.Signed.After(known.At) {
+			known.UID, known.At = issued.UID, issued.Signed
+			known.Leaf = &rotation.Leaf{Authority: issued.Authority, Root: issued.Root, End: issued.NotAfter}
+		}
+		byUID[issued.UID] = known
+	}
+	return slices.Collect(maps.Values(byUID))
+}

@@ -1,0 +1,300 @@
+package rotation
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// settle is how long each step lasts at least: whatever a pod or a replica did
+// before the step began is seen by then.
+const settle = 10 * time.Second
+
+// A Control is what people want besides the goal.
+type Control struct {
+	Goal   Goal   `json:"goal,omitzero"`
+	By     string `json:"by,omitempty"`
+	Paused bool   `json:"paused,omitempty"`
+	// Forced are pods, namespace/name, that nothing waits for.
+	Forced []string `json:"forced,omitempty"`
+	// Undo goes back to what was there before the rotation that is under way.
+	Undo bool `json:"undo,omitempty"`
+	// Chart tells that the goal is the authority of the chart's values.
+	Chart bool `json:"chart,omitempty"`
+}
+
+// Next returns what should hold after s, as far as that is safe by what was seen,
+// and how far the step that it waits for has come. It goes one step at a time, and
+// from every state to every goal: whoever takes over goes on where the last one was.
+func Next(s State, want Control, seen Seen, now time.Time) (State, Progress) {
+	s = s.clone()
+	begin(&s, want, now)
+	if s.Rotation == nil {
+		return s, Progress{}
+	}
+	if want.Chart {
+		s.Chart = want.Goal.Sign
+	}
+	r := s.Rotation
+	r.Paused, r.Forced = want.Paused, want.Forced
+	if r.Goal.Recover {
+		return jump(s, seen, now)
+	}
+	step, progress := s.waits(seen)
+	if step != r.Step {
+		r.Step, r.StepSince = step, now
+	}
+	if !progress.complete() || r.Paused || now.Sub(s.Changed) < settle && step != StepOpen {
+		return s, progress
+	}
+	s.advance(step, seen, now)
+	return s, progress
+}
+
+// begin starts a rotation, or turns the one that is under way to another goal.
+func begin(s *State, want Control, now time.Time) {
+	goal := want.Goal
+	if r := s.Rotation; r != nil {
+		if want.Undo {
+			goal = r.Previous
+		}
+		if goal.Sign.Name == "" {
+			return // whoever took the wish away did not say what else
+		}
+		if !goal.Same(r.Goal) || goal.Recover != r.Goal.Recover {
+			r.Goal, r.Undone, r.By = goal, goal.Same(r.Previous), want.By
+		}
+		return
+	}
+	if want.Undo || goal.Sign.Name == "" || goal.Same(s.Holds()) && s.Serving == s.Signing {
+		return
+	}
+	s.Rotation = &Rotation{
+		From: s.Signing, Goal: goal, By: want.By, Started: now, Previous: s.Holds(), Step: StepOpen, StepSince: now,
+	}
+}
+
+// waits returns the step that the rotation is in, and how far it has come.
+func (s State) waits(seen Seen) (Step, Progress) {
+	goal := s.Rotation.Goal
+	for _, a := range goal.All() {
+		trusted, ok := s.Find(a.Name)
+		if ok && !trusted.Same(a) {
+			return StepOpen, Progress{Problem: fmt.Sprintf("an authority of the name %s is trusted already, and is another: %s; give the new one another name", a.Name, trusted.Authority)}
+		}
+		if !ok {
+			return StepOpen, s.opening(a, seen)
+		}
+	}
+	if s.Signing != goal.Sign.Name {
+		return StepTrust, s.count(seen, "trust the new authority", s.trusts)
+	}
+	if s.Serving != s.Signing {
+		return StepSign, s.count(seen, "have a certificate of the new authority", s.signed(seen, s.Signing))
+	}
+	if extra := s.extra(); len(extra) > 0 {
+		return StepServe, s.leaving(seen, extra)
+	}
+	if len(s.Fading) > 0 {
+		return StepNarrow, s.count(seen, "trust the new authority alone", s.follows)
+	}
+	if s.Rotation.Step == StepForget {
+		return StepForget, s.count(seen, "have forgotten the old trust domain", s.follows)
+	}
+	return StepNarrow, s.count(seen, "trust what is to be trusted, and nothing else", s.follows)
+}
+
+func (s State) opening(a Authority, seen Seen) Progress {
+	p := Progress{What: "authority is open"}
+	if seen.Roots[a.Name] == "" {
+		p.Problem = "authority " + a.Name + " is not open yet"
+		if why := seen.Failed[a.Name]; why != "" {
+			p.Problem = fmt.Sprintf("authority %s cannot be opened: %s", a.Name, why)
+		}
+	}
+	return p
+}
+
+// extra are the trusted authorities that the goal does not want.
+func (s State) extra() []string {
+	var names []string
+	for _, t := range s.Trusted {
+		if !s.Rotation.Goal.wants(t.Name) {
+			names = append(names, t.Name)
+		}
+	}
+	return names
+}
+
+// leaving counts who would be cut if the extra authorities were trusted no more.
+// Those that never signed anything are missed by nobody.
+func (s State) leaving(seen Seen, extra []string) Progress {
+	used := slices.ContainsFunc(extra, func(name string) bool {
+		t, _ := s.Find(name)
+		return t.Used
+	})
+	if !used {
+		return Progress{What: "have no certificate of the authority that leaves"}
+	}
+	var stay []string
+	for _, a := range s.Rotation.Goal.All() {
+		stay = append(stay, a.Name)
+	}
+	return s.count(seen, "have no certificate of the authority that leaves", s.signed(seen, stay...))
+}
+
+// A judge says why a pod is behind, or nothing.
+type judge func(Pod) string
+
+// trusts judges whether a proxy trusts the authority that is to sign.
+func (s State) trusts(p Pod) string {
+	trusted, _ := s.Find(s.Rotation.Goal.Sign.Name)
+	if p.Trusts >= trusted.Since {
+		return ""
+	}
+	return away(p, "its proxy has not acknowledged the new trust")
+}
+
+// follows judges whether a proxy trusts what is trusted now.
+func (s State) follows(p Pod) string {
+	if p.Trusts >= s.Generation {
+		return ""
+	}
+	return away(p, "its proxy has not acknowledged that the old trust ended")
+}
+
+// signed judges whether a pod's certificate is of one of the authorities.
+func (s State) signed(seen Seen, names ...string) judge {
+	return func(p Pod) string {
+		if seen.signedBy(p.Leaf, s, names...) {
+			return ""
+		}
+		if p.Leaf == nil {
+			return away(p, "nobody knows its certificate")
+		}
+		return away(p, "its certificate is not new yet")
+	}
+}
+
+func away(p Pod, why string) string {
+	if !p.Connected {
+		return "it is not connected to outriggerd"
+	}
+	return why
+}
+
+// count counts all pods but the forced ones, and the replicas that follow the
+// state with the serving certificate that it wants.
+func (s State) count(seen Seen, what string, why judge) Progress {
+	p := Progress{What: what}
+	for _, replica := range seen.Replicas {
+		p.Of++
+		switch {
+		case !replica.Heard:
+			p.behind("outriggerd "+replica.Name, "it has not reported of late")
+		case replica.Generation < s.Generation:
+			p.behind("outriggerd "+replica.Name, fmt.Sprintf("it follows generation %d, not %d yet", replica.Generation, s.Generation))
+		case replica.Serving != s.Serving:
+			p.behind("outriggerd "+replica.Name, "its own certificate is not new yet")
+		default:
+			p.Replicas++
+		}
+	}
+	for _, pod := range seen.Pods {
+		p.Total++
+		behind := why(pod)
+		if behind == "" || slices.Contains(s.Rotation.Forced, pod.Name) {
+			p.Done++
+			continue
+		}
+		p.behind(pod.Name, behind)
+	}
+	return p
+}
+
+// advance does what the step has waited for.
+func (s *State) advance(step Step, seen Seen, now time.Time) {
+	goal := s.Rotation.Goal
+	switch step {
+	case StepOpen:
+		for _, a := range goal.All() {
+			if _, ok := s.Find(a.Name); !ok && seen.Roots[a.Name] != "" {
+				s.Trusted = append(s.Trusted, Trusted{Authority: a, Roots: seen.Roots[a.Name], Since: s.Generation + 1})
+				s.Fading = slices.DeleteFunc(s.Fading, func(d string) bool { return d == a.TrustDomain })
+			}
+		}
+		s.sortTrusted()
+	case StepTrust:
+		s.Signing = goal.Sign.Name
+		s.use(s.Signing)
+	case StepSign:
+		s.Serving = s.Signing
+		for i := range s.Trusted { // nobody has a certificate of another one now
+			s.Trusted[i].Used = s.Trusted[i].Name == s.Signing
+		}
+	case StepServe:
+		s.leave()
+	case StepNarrow, StepForget:
+		if len(s.Fading) == 0 {
+			s.finish(now)
+			return
+		}
+		s.Fading = nil
+		s.Rotation.Step = StepForget
+	case StepDone:
+		return
+	}
+	s.Generation++
+	s.Changed = now
+	s.Rotation.Step, _ = s.waits(seen)
+	s.Rotation.StepSince = now
+}
+
+// leave trusts the extra authorities no more. The names of a trust domain that
+// nobody vouches for then are known for one step longer.
+func (s *State) leave() {
+	var domains []string
+	s.Trusted = slices.DeleteFunc(s.Trusted, func(t Trusted) bool {
+		extra := !s.Rotation.Goal.wants(t.Name)
+		if extra {
+			domains = append(domains, t.TrustDomain)
+		}
+		return extra
+	})
+	for _, t := range s.Trusted {
+		domains = slices.DeleteFunc(domains, func(d string) bool { return d == t.TrustDomain })
+	}
+	slices.Sort(domains)
+	s.Fading = slices.Compact(domains)
+}
+
+func (s *State) use(name string) {
+	for i := range s.Trusted {
+		if s.Trusted[i].Name == name {
+			s.Trusted[i].Used = true
+		}
+	}
+}
+
+// finish ends the rotation: everybody trusts what is trusted.
+func (s *State) finish(now time.Time) {
+	for i := range s.Trusted {
+		s.Trusted[i].Since = 0
+	}
+	s.Rotation.Step, s.Rotation.StepSince, s.Rotation.Ended = StepDone, now, now
+	s.Last, s.Rotation = s.Rotation, nil
+}
+
+// jump goes to the goal at once.
+func jump(s State, seen Seen, now time.Time) (State, Progress) {
+	goal := s.Rotation.Goal
+	if p := s.opening(goal.Sign, seen); p.Problem != "" {
+		return s, p
+	}
+	s.Trusted = []Trusted{{Authority: goal.Sign, Roots: seen.Roots[goal.Sign.Name], Used: true}}
+	s.Signing, s.Serving, s.Fading = goal.Sign.Name, goal.Sign.Name, nil
+	s.Generation++
+	s.Changed = now
+	s.finish(now)
+	return s, Progress{What: "go on with the new root"}
+}

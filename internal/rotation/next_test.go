@@ -1,0 +1,368 @@
+package rotation
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func authority(name, domain string) Authority {
+	return Authority{Name: name, TrustDomain: domain, BuiltIn: &BuiltIn{Secret: name}}
+}
+
+// A world plays a mesh: what its pods trust and have, and whether they are there.
+type world struct {
+	t     *testing.T
+	state State
+	want  Control
+	now   time.Time
+	pods  []Pod
+	away  map[string]bool
+	steps []string // of the state, as they came
+	down  map[string]bool
+}
+
+func newWorld(t *testing.T, first Authority, pods int) *world {
+	w := &world{t: t, state: NewState(first, "PEM of "+first.Name), now: time.Unix(1000, 0), away: map[string]bool{}, down: map[string]bool{}}
+	for i := range pods {
+		w.pods = append(w.pods, Pod{Name: fmt.Sprintf("shop/p%d", i), UID: fmt.Sprint(i), Connected: true, Trusts: 1, Leaf: &Leaf{Authority: first.Name, Domain: first.TrustDomain, Root: first.Name}})
+	}
+	w.want.Goal = w.state.Holds()
+	return w
+}
+
+func (w *world) seen() Seen {
+	seen := Seen{Roots: map[string]string{}, Prints: map[string][]string{}, Failed: map[string]string{}}
+	open := append(w.want.Goal.All(), w.state.Holds().All()...)
+	if w.state.Rotation != nil {
+		open = append(open, w.state.Rotation.Goal.All()...)
+	}
+	for _, a := range open {
+		if w.down[a.Name] {
+			seen.Failed[a.Name] = "it is sealed"
+			continue
+		}
+		seen.Roots[a.Name], seen.Prints[a.Name] = "PEM of "+a.Name, []string{a.Name}
+	}
+	for _, p := range w.pods {
+		if w.away[p.Name] {
+			p = Pod{Name: p.Name, UID: p.UID}
+		}
+		seen.Pods = append(seen.Pods, p)
+	}
+	seen.Replicas = []Replica{{Name: "a", Heard: true, Generation: w.state.Generation, Serving: w.state.Serving}}
+	return seen
+}
+
+// turn lets the elected replica act once, and then some of the pods follow. It
+// checks that nobody is cut who is not forced.
+func (w *world) turn(r *rand.Rand) Progress {
+	w.now = w.now.Add(settle)
+	next, progress := Next(w.state, w.want, w.seen(), w.now)
+	if step := fmt.Sprintf("%s: sign %s serve %s trust %s", phase(next), next.Signing, next.Serving, strings.Join(next.Names(), "+")); len(w.steps) == 0 || w.steps[len(w.steps)-1] != step {
+		w.steps = append(w.steps, step)
+	}
+	w.state = next
+	w.check()
+	for i := range w.pods {
+		if w.away[w.pods[i].Name] || r != nil && r.IntN(2) == 0 {
+			continue
+		}
+		signing, _ := w.state.Find(w.state.Signing)
+		w.pods[i].Trusts = w.state.Generation
+		w.pods[i].Leaf = &Leaf{Authority: signing.Name, Domain: signing.TrustDomain, Root: signing.Name}
+	}
+	return progress
+}
+
+func phase(s State) Step {
+	if s.Rotation == nil {
+		return "rest"
+	}
+	return s.Rotation.Step
+}
+
+func (w *world) check() {
+	w.t.Helper()
+	signing, ok := w.state.Find(w.state.Signing)
+	if _, serving := w.state.Find(w.state.Serving); !ok || !serving {
+		w.t.Fatalf("somebody signs who is not trusted: %s", w.state.JSON())
+	}
+	for _, p := range w.pods {
+		if slices.Contains(w.want.Forced, p.Name) {
+			continue
+		}
+		if _, ok := w.state.Find(p.Leaf.Authority); !ok {
+			w.t.Fatalf("%s is cut: its certificate is of %s; trusted are %v", p.Name, p.Leaf.Authority, w.state.Names())
+		}
+		if signing.Used && p.Trusts < signing.Since {
+			w.t.Fatalf("%s would refuse its peers: %s signs and it trusts generation %d", p.Name, signing.Name, p.Trusts)
+		}
+	}
+}
+
+// run turns until the mesh is at rest.
+func (w *world) run() {
+	w.t.Helper()
+	for range 100 {
+		w.turn(nil)
+		if w.state.Rotation == nil {
+			return
+		}
+	}
+	w.t.Fatalf("no rest: %s", w.state.JSON())
+}
+
+func (w *world) wantSteps(steps ...string) {
+	w.t.Helper()
+	if !slices.Equal(w.steps, steps) {
+		w.t.Errorf("the steps were\n  %s\nwant\n  %s", strings.Join(w.steps, "\n  "), strings.Join(steps, "\n  "))
+	}
+}
+
+func TestRotateRoot(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 3)
+	w.want.Goal = Goal{Sign: authority("b", "d")}
+	w.run()
+	w.wantSteps("trust: sign a serve a trust a+b", "sign: sign b serve a trust a+b", "serve: sign b serve b trust a+b", "narrow: sign b serve b trust b", "rest: sign b serve b trust b")
+	if w.state.Last == nil || w.state.Last.From != "a" || w.state.Last.Step != StepDone {
+		t.Errorf("the rotation is not recorded: %+v", w.state.Last)
+	}
+	w.steps = nil
+	w.run()
+	w.wantSteps("rest: sign b serve b trust b")
+}
+
+func TestRotateTrustDomain(t *testing.T) {
+	w := newWorld(t, authority("a", "old"), 3)
+	w.want.Goal = Goal{Sign: authority("b", "new")}
+	var fading []string
+	for w.state.Rotation != nil || w.state.Last == nil {
+		w.turn(nil)
+		if line := strings.Join(w.state.Fading, "+"); len(fading) == 0 || fading[len(fading)-1] != line {
+			fading = append(fading, line)
+		}
+	}
+	w.wantSteps("trust: sign a serve a trust a+b", "sign: sign b serve a trust a+b", "serve: sign b serve b trust a+b", "narrow: sign b serve b trust b", "forget: sign b serve b trust b", "rest: sign b serve b trust b")
+	if !slices.Equal(fading, []string{"", "old", ""}) {
+		t.Errorf("names that fade: %q; want old for one step", fading)
+	}
+}
+
+func TestAwayBlocksUntilForced(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 3)
+	w.want.Goal, w.away["shop/p1"] = Goal{Sign: authority("b", "d")}, true
+	var progress Progress
+	for range 20 {
+		progress = w.turn(nil)
+	}
+	if w.state.Signing != "a" || progress.Done != 2 || progress.Total != 3 || len(progress.Behind) != 1 || progress.Behind[0] != (Behind{"shop/p1", "it is not connected to outriggerd"}) {
+		t.Fatalf("signing %s, %+v", w.state.Signing, progress)
+	}
+	w.want.Forced = []string{"shop/p1"}
+	w.run()
+	if w.state.Signing != "b" {
+		t.Errorf("signs with %s", w.state.Signing)
+	}
+}
+
+func TestUndoAtEachStep(t *testing.T) {
+	for turns := range 6 {
+		t.Run(fmt.Sprint(turns), func(t *testing.T) {
+			w := newWorld(t, authority("a", "old"), 3)
+			w.want.Goal = Goal{Sign: authority("b", "new")}
+			for range turns + 1 {
+				w.turn(nil)
+			}
+			if w.state.Rotation == nil {
+				return
+			}
+			w.want.Undo = true
+			w.run()
+			if w.state.Signing != "a" || w.state.Serving != "a" || !slices.Equal(w.state.Names(), []string{"a"}) || !w.state.Last.Undone {
+				t.Errorf("after undoing: %s", w.state.JSON())
+			}
+			w.run()
+		})
+	}
+}
+
+func TestUndoWaitsForNobodyBeforeTheNewOneSigned(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 3)
+	w.want.Goal, w.away["shop/p1"] = Goal{Sign: authority("b", "d")}, true
+	w.turn(nil)
+	w.want.Undo = true
+	for range 3 {
+		w.turn(nil)
+	}
+	if !slices.Equal(w.state.Names(), []string{"a"}) {
+		t.Errorf("still trusted: %v", w.state.Names())
+	}
+}
+
+func TestPause(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 3)
+	w.want.Goal = Goal{Sign: authority("b", "d")}
+	w.turn(nil)
+	w.want.Paused = true
+	for range 5 {
+		w.turn(nil)
+	}
+	if w.state.Rotation == nil || !w.state.Rotation.Paused || w.state.Signing != "a" {
+		t.Fatalf("it went on: %s", w.state.JSON())
+	}
+	w.want.Paused = false
+	w.run()
+}
+
+func TestProblems(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 1)
+	w.want.Goal, w.down["b"] = Goal{Sign: authority("b", "d")}, true
+	if p := w.turn(nil); !strings.Contains(p.Problem, "b cannot be opened: it is sealed") {
+		t.Errorf("a closed authority: %+v", p)
+	}
+	w.want.Goal = Goal{Sign: authority("a", "other")}
+	if p := w.turn(nil); !strings.Contains(p.Problem, "the name a is trusted already") {
+		t.Errorf("an authority of a name that is taken: %+v", p)
+	}
+	seen := w.seen()
+	seen.Replicas = append(seen.Replicas, Replica{Name: "b"}, Replica{Name: "c", Heard: true})
+	w.state.Rotation = &Rotation{Goal: w.state.Holds()}
+	if p := w.state.count(seen, "", w.state.follows); p.complete() || p.Of != 3 || len(p.Behind) != 2 {
+		t.Errorf("replicas that do not follow do not count: %+v", p)
+	}
+}
+
+func TestSettle(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 1)
+	w.want.Goal = Goal{Sign: authority("b", "d")}
+	w.turn(nil)
+	for range 3 {
+		if w.state, _ = Next(w.state, w.want, w.seen(), w.now.Add(settle-time.Second)); w.state.Signing != "a" {
+			t.Fatal("a pod that started a moment ago may not be seen yet")
+		}
+	}
+}
+
+func TestRecover(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 2)
+	w.want.Goal = Goal{Sign: authority("b", "d"), Recover: true}
+	w.away["shop/p0"], w.away["shop/p1"] = true, true
+	next, _ := Next(w.state, w.want, w.seen(), w.now)
+	if next.Signing != "b" || !slices.Equal(next.Names(), []string{"b"}) || next.Rotation != nil {
+		t.Fatalf("not at the goal: %s", next.JSON())
+	}
+	again, _ := Next(next, w.want, w.seen(), w.now)
+	if again.Generation != next.Generation {
+		t.Error("it recovers for ever")
+	}
+}
+
+// TestOSMsTable walks the steps of OSM's end-to-end test of MeshRootCertificates.
+func TestOSMsTable(t *testing.T) {
+	a, b := authority("mrc1", "d"), authority("mrc2", "d")
+	w := newWorld(t, a, 3)
+	for _, step := range []struct {
+		goal          Goal
+		sign, trusted string
+	}{
+		{Goal{Sign: a, Also: []Authority{b}}, "mrc1", "mrc1+mrc2"},
+		{Goal{Sign: b, Also: []Authority{a}}, "mrc2", "mrc1+mrc2"},
+		{Goal{Sign: b}, "mrc2", "mrc2"},
+	} {
+		w.want.Goal = step.goal
+		w.run()
+		if got := strings.Join(w.state.Names(), "+"); w.state.Signing != step.sign || w.state.Serving != step.sign || got != step.trusted {
+			t.Errorf("signs %s, trusts %s; want %s, %s", w.state.Signing, got, step.sign, step.trusted)
+		}
+	}
+}
+
+// TestAnyOrder changes the goal at random moments, with pods that come late, go
+// away and come back, and a process that drives it and forgets everything but the
+// state. The check in turn holds after each.
+func TestAnyOrder(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test
+		w := newWorld(t, authority("a", "one"), 4)
+		all := []Authority{authority("a", "one"), authority("b", "one"), authority("c", "two")}
+		for range 60 {
+			switch r.IntN(6) {
+			case 0:
+				goal := Goal{Sign: all[r.IntN(3)]}
+				if other := all[r.IntN(3)]; r.IntN(2) == 0 && other.Name != goal.Sign.Name {
+					goal.Also = []Authority{other}
+				}
+				w.want.Goal, w.want.Undo = goal, false
+			case 1:
+				w.want.Undo = !w.want.Undo
+			case 2:
+				name := w.pods[r.IntN(len(w.pods))].Name
+				w.away[name] = !w.away[name]
+			case 3: // another one takes over
+				again, err := ParseState(w.state.JSON())
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.state = again
+			default:
+				w.turn(r)
+			}
+		}
+		w.away = map[string]bool{}
+		w.want.Undo = false
+		w.run()
+		w.run()
+		if !w.want.Goal.Same(w.state.Holds()) {
+			t.Fatalf("seed %d: at rest at %s", seed, w.state.JSON())
+		}
+	}
+}
+
+func TestReport(t *testing.T) {
+	now := time.Unix(5000, 0)
+	// The newer one ends sooner: another issuer gives less.
+	old, fresh := &Leaf{Authority: "a", End: now.Add(time.Hour)}, &Leaf{Authority: "b", End: now.Add(time.Minute)}
+	one := Report{Replica: "r1", Until: now.Add(time.Minute), Generation: 3, Serving: "a", Groups: Gather([]Known{
+		{UID: "1", Connected: true, Trusts: 3, Leaf: old, At: now}, {UID: "2", Connected: true, Trusts: 3, Leaf: &Leaf{Authority: "a", End: now.Add(time.Minute)}}, {UID: "gone", Trusts: 9},
+	})}
+	if len(one.Groups) != 2 || one.Groups[0].Leaf.End != now.Add(time.Minute) {
+		t.Errorf("groups are %+v", one.Groups)
+	}
+	two := Report{Replica: "r2", Until: now.Add(time.Minute), Generation: 2, Groups: Gather([]Known{{UID: "1", Leaf: fresh, At: now.Add(time.Second)}})}
+	stale := Report{Replica: "r3", Until: now.Add(-time.Minute), Groups: Gather([]Known{{UID: "3", Connected: true, Trusts: 3}})}
+	gone := Report{Replica: "r4", Until: now.Add(time.Minute), Groups: Gather([]Known{{UID: "3", Connected: true, Trusts: 3}})}
+	packed, err := one.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if one, err = DecodeReport(packed); err != nil {
+		t.Fatal(err)
+	}
+	seen := Merge([]Pod{{Name: "s/1", UID: "1"}, {Name: "s/2", UID: "2"}, {Name: "s/3", UID: "3"}}, []string{"r1", "r2", "r3"}, []Report{one, two, stale, gone}, now)
+	if p := seen.Pods[0]; !p.Connected || p.Trusts != 3 || p.Leaf.Authority != "b" {
+		t.Errorf("a pod that was signed by another replica later: %+v", p)
+	}
+	if p := seen.Pods[2]; p.Connected || p.Trusts != 0 || p.Leaf != nil {
+		t.Errorf("old reports and those of replicas that are gone count: %+v", p)
+	}
+	if r := seen.Replicas; !r[0].Heard || !r[1].Heard || r[2].Heard || r[0].Serving != "a" {
+		t.Errorf("replicas: %+v", r)
+	}
+}
+
+func TestReportOfTenThousandPodsFits(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test
+	var all []Known
+	for range 10_000 {
+		all = append(all, Known{UID: fmt.Sprintf("%08x-%04x-4%03x-%04x-%012x", r.Uint32(), r.IntN(1<<16), r.IntN(1<<12), r.IntN(1<<16), r.Int64N(1<<48)), Connected: true, Trusts: 7, Leaf: &Leaf{Authority: "outrigger-ca", Domain: "cluster.local", Root: strings.Repeat("ab", 32)}})
+	}
+	packed, err := Report{Replica: "outriggerd-1", Groups: Gather(all)}.Encode()
+	if err != nil || len(packed) > 512<<10 {
+		t.Errorf("%d bytes, %v; a ConfigMap takes 1 MiB", len(packed), err)
+	}
+	t.Logf("%d bytes", len(packed))
+}
