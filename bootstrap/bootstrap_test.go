@@ -2,9 +2,11 @@ package bootstrap_test
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -170,6 +172,8 @@ func TestParse(t *testing.T) {
 		"unknown":      {"a misspelled field is not ignored", `{"drainSecond":1}`, `unknown field "drainSecond"`},
 		"no mesh":      {"the token would have no audience", `{"mesh":""}`, "mesh is empty"},
 		"trust domain": {"it becomes part of an URI", `{"trustDomain":"a/b"}`, `trustDomain: "a/b"`},
+		"also itself":  {"it would be there twice", `{"alsoTrusted":["cluster.local"]}`, `alsoTrusted: "cluster.local"`},
+		"also a path":  {"it becomes part of an URI", `{"alsoTrusted":["mesh.new","a/b"]}`, `alsoTrusted: "a/b"`},
 		"no port":      {"there is no default port", `{"controlPlane":"outriggerd"}`, `controlPlane: "outriggerd"`},
 		"port zero":    {"nobody listens there", `{"controlPlane":"outriggerd:0"}`, `controlPlane: "outriggerd:0"`},
 		"no id":        {"an empty name would be anybody with a certificate", `{"controlPlaneID":""}`, "controlPlaneID"},
@@ -253,4 +257,41 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("Parse refuses its own settings: %v", err)
 		}
 	})
+}
+
+// TestTrustOfSeveralDomains holds that each trust domain has its own roots and its own
+// name of outriggerd.
+func TestTrustOfSeveralDomains(t *testing.T) {
+	text, err := plain.TrustSecret([]bootstrap.TrustDomain{{Name: "cluster.local", Roots: []byte("old")}, {Name: "mesh.new", Roots: []byte("new")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var response discoveryv3.DiscoveryResponse
+	if err := protojson.Unmarshal(text, &response); err != nil {
+		t.Fatalf("Envoy's API does not know it: %v", err)
+	}
+	var secret tlsv3.Secret
+	if err := response.GetResources()[0].UnmarshalTo(&secret); err != nil {
+		t.Fatal(err)
+	}
+	context := secret.GetValidationContext()
+	var names []string
+	for _, m := range context.GetMatchTypedSubjectAltNames() {
+		names = append(names, m.GetMatcher().GetExact())
+	}
+	_, path, _ := strings.Cut(strings.TrimPrefix(plain.ControlPlaneID, "spiffe://"), "/")
+	if want := []string{plain.ControlPlaneID, "spiffe://mesh.new/" + path}; !slices.Equal(names, want) {
+		t.Errorf("names are %q; want %q", names, want)
+	}
+	var validator tlsv3.SPIFFECertValidatorConfig
+	if err := context.GetCustomValidatorConfig().GetTypedConfig().UnmarshalTo(&validator); err != nil {
+		t.Fatal(err)
+	}
+	bundles := map[string]string{}
+	for _, d := range validator.GetTrustDomains() {
+		bundles[d.GetName()] = d.GetTrustBundle().GetInlineString()
+	}
+	if want := map[string]string{"cluster.local": "old", "mesh.new": "new"}; !maps.Equal(bundles, want) || context.GetTrustedCa() != nil {
+		t.Errorf("bundles are %q; want %q and none for all", bundles, want)
+	}
 }

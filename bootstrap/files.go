@@ -3,6 +3,7 @@ package bootstrap
 import (
 	"cmp"
 	"encoding/json"
+	"strings"
 )
 
 // Programs of the proxy image.
@@ -30,6 +31,7 @@ type Files struct {
 	SecretsDir  string // 0700
 	Certificate string // in SecretsDir
 	Trust       string // in SecretsDir
+	Accepted    string // what outriggerd trusts, for the agent itself
 	AdminSocket string // Envoy's
 	AgentSocket string // the agent's, for the other commands of its binary
 }
@@ -42,6 +44,7 @@ func FilesIn(dir string) Files {
 		SecretsDir:  dir + "/sds",
 		Certificate: dir + "/sds/certificate.yaml",
 		Trust:       dir + "/sds/trust.yaml",
+		Accepted:    dir + "/accepted.json",
 		AdminSocket: dir + "/envoy.sock",
 		AgentSocket: dir + "/agent.sock",
 	}
@@ -60,6 +63,38 @@ func CertificateSecret(chain, key []byte) ([]byte, error) {
 // TrustSecret returns what the file of [TrustName] holds, for roots in PEM.
 func TrustSecret(roots []byte) ([]byte, error) {
 	return secret(TrustName, "validation_context", object{"trusted_ca": object{"inline_string": string(roots)}})
+}
+
+// A TrustDomain is one that is accepted, with the roots that vouch for it, PEM.
+type TrustDomain struct {
+	Name  string
+	Roots []byte
+}
+
+// TrustSecret returns what the file of [TrustName] holds where outriggerd may be in
+// another trust domain than that of the settings: its name in each of them, which
+// Envoy joins with the one of its configuration, and the roots of each. Roots vouch
+// for no other trust domain than theirs.
+func (s Settings) TrustSecret(domains []TrustDomain) ([]byte, error) {
+	var names, bundles list
+	for _, d := range domains {
+		names = append(names, object{"san_type": "URI", "matcher": object{"exact": s.ControlPlaneIDIn(d.Name)}})
+		bundles = append(bundles, object{"name": d.Name, "trust_bundle": object{"inline_string": string(d.Roots)}})
+	}
+	return secret(TrustName, "validation_context", object{
+		"match_typed_subject_alt_names": names,
+		"custom_validator_config": object{
+			"name":         "envoy.tls.cert_validator.spiffe",
+			"typed_config": typed("envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig", object{"trust_domains": bundles}),
+		},
+	})
+}
+
+// ControlPlaneIDIn returns the SPIFFE ID that outriggerd must present in a trust
+// domain.
+func (s Settings) ControlPlaneIDIn(domain string) string {
+	_, path, _ := strings.Cut(strings.TrimPrefix(s.ControlPlaneID, "spiffe://"), "/")
+	return "spiffe://" + domain + "/" + path
 }
 
 // secret is a discovery response as Envoy reads it from a file: JSON is YAML.

@@ -62,6 +62,11 @@ func (s Settings) Validate() error {
 	if s.TrustDomain == "" || strings.ContainsAny(s.TrustDomain, "/:@ ") {
 		fault("trustDomain: %q; allowed is a name such as cluster.local", s.TrustDomain)
 	}
+	for _, domain := range s.AlsoTrusted {
+		if domain == "" || strings.ContainsAny(domain, "/:@ ") || domain == s.TrustDomain {
+			fault("alsoTrusted: %q; allowed is another name such as cluster.local", domain)
+		}
+	}
 	if _, _, ok := splitHostPort(s.ControlPlane); !ok {
 		fault("controlPlane: %q; allowed is HOST:PORT", s.ControlPlane)
 	}

@@ -10,9 +10,13 @@ type Settings struct {
 	Mesh string `json:"mesh"`
 	// TrustDomain of the workload's SPIFFE ID.
 	TrustDomain string `json:"trustDomain"`
+	// AlsoTrusted are trust domains in which outriggerd may be, too, until it says
+	// itself which: the pod is made while the mesh changes its trust domain.
+	AlsoTrusted []string `json:"alsoTrusted,omitempty"`
 	// ControlPlane is the host:port where outriggerd serves xDS and signing.
 	ControlPlane string `json:"controlPlane"`
-	// ControlPlaneID is the SPIFFE ID that outriggerd must present.
+	// ControlPlaneID is the SPIFFE ID that outriggerd must present, in TrustDomain; in
+	// another trust domain that is accepted its path must be the same.
 	ControlPlaneID string `json:"controlPlaneID"`
 	// LogLevel is Envoy's: trace, debug, info, warning, error, critical or off.
 	// Empty is warning.

@@ -44,7 +44,7 @@ func render(pod *corev1.Pod, s Settings, probes []bootstrap.Probe) (rendering, e
 		s.PullPolicy = corev1.PullIfNotPresent
 	}
 	settings := bootstrap.Settings{
-		Mesh: s.Mesh, TrustDomain: s.TrustDomain, ControlPlane: s.ControlPlane, ControlPlaneID: s.ControlPlaneID,
+		Mesh: s.Mesh, TrustDomain: s.TrustDomain, AlsoTrusted: s.AlsoTrusted, ControlPlane: s.ControlPlane, ControlPlaneID: s.ControlPlaneID,
 		LogLevel: s.LogLevel, Concurrency: s.Concurrency,
 		DrainSeconds: drainSeconds(pod), MemoryLimit: amount.Limits.Memory().Value(), Identity: identityOf(source), Probes: probes,
 	}

@@ -19,6 +19,9 @@ type Settings struct {
 	Mesh string
 	// TrustDomain of the pods' SPIFFE IDs.
 	TrustDomain string
+	// AlsoTrusted are trust domains in which outriggerd may be, too, while the mesh
+	// moves from one to another.
+	AlsoTrusted []string
 	// ControlPlane is the host:port of outriggerd, ControlPlaneID the SPIFFE ID
 	// that it must present.
 	ControlPlane, ControlPlaneID string

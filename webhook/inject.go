@@ -40,7 +40,7 @@ func (h handler) inject(ctx context.Context, match injector.Match, r *admissionv
 		return errored(http.StatusInternalServerError, fmt.Sprintf("look up namespace %s: %v", r.Namespace, err))
 	}
 
-	verdict, ops := injector.Inject(injector.Request{Namespace: ns, Match: match, Pod: &pod}, h.Settings)
+	verdict, ops := injector.Inject(injector.Request{Namespace: ns, Match: match, Pod: &pod}, h.settings())
 	h.Log.V(1).Info("pod judged", "namespace", r.Namespace, "pod", podName(r, &pod), "outcome", verdict.Outcome.String(), "reason", string(verdict.Reason))
 	injectedBefore := verdict.Outcome == injector.Injected && len(ops) == 0
 	if dryRun := r.DryRun != nil && *r.DryRun; !dryRun && !injectedBefore {

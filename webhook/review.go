@@ -28,10 +28,12 @@ type Namespaces interface {
 	Namespace(ctx context.Context, name string) (*corev1.Namespace, error)
 }
 
-// Config is what a handler needs. All fields but Observe are required.
+// Config is what a handler needs. All fields but Adjust and Observe are required.
 type Config struct {
-	// Settings must be valid.
+	// Settings must be valid. Adjust, where there is one, puts what has changed since
+	// into a copy of them, for each request.
 	Settings   injector.Settings
+	Adjust     func(*injector.Settings)
 	Namespaces Namespaces
 	// Observe is told each verdict about a pod that is really to be created; it
 	// must not block. See [Counter].
@@ -161,4 +163,13 @@ func errored(code int32, message string) *admissionv1.AdmissionResponse {
 	return &admissionv1.AdmissionResponse{Result: &metav1.Status{
 		Status: metav1.StatusFailure, Code: code, Reason: reasons[code], Message: message,
 	}}
+}
+
+// settings returns those of now.
+func (h handler) settings() injector.Settings {
+	s := h.Settings
+	if h.Adjust != nil {
+		h.Adjust(&s)
+	}
+	return s
 }

@@ -28,8 +28,8 @@ func (h handler) validate(ctx context.Context, r *admissionv1.AdmissionRequest) 
 		h.Log.V(1).Info("namespace is not known", "namespace", r.Namespace, "error", err.Error())
 		return response
 	}
-	match := injector.MatchNamespace(ns, h.Settings)
-	verdict, _ := injector.Inject(injector.Request{Namespace: ns, Match: match, Pod: pod}, h.Settings)
+	match := injector.MatchNamespace(ns, h.settings())
+	verdict, _ := injector.Inject(injector.Request{Namespace: ns, Match: match, Pod: pod}, h.settings())
 	if verdict.Surprising {
 		response.Warnings = warnings(verdict)
 	}

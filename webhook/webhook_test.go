@@ -404,3 +404,25 @@ func FuzzHandler(f *testing.F) {
 		}
 	})
 }
+
+// TestInjectionFollowsTheTrustDomain has pods that are made while the mesh moves.
+func TestInjectionFollowsTheTrustDomain(t *testing.T) {
+	moved := false
+	h := New(Config{Settings: settings(), Namespaces: cache(namespaces()), Log: logr.Discard(), Adjust: func(s *injector.Settings) {
+		if moved {
+			s.TrustDomain, s.AlsoTrusted = "mesh.new", []string{"cluster.local"}
+		}
+	}})
+	patch := func() string {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}}
+		return string(ask(t, h, PathOn, podRequest(t, "shop", pod)).Patch)
+	}
+	const before, after = `\"trustDomain\":\"cluster.local\",\"controlPlane\"`, `\"trustDomain\":\"mesh.new\",\"alsoTrusted\":[\"cluster.local\"],\"controlPlane\"`
+	if got := patch(); !strings.Contains(got, before) {
+		t.Errorf("the patch does not have %s:\n%s", before, got)
+	}
+	moved = true
+	if got := patch(); !strings.Contains(got, after) {
+		t.Errorf("the patch does not have %s:\n%s", after, got)
+	}
+}

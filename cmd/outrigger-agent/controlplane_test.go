@@ -47,7 +47,7 @@ func (w *world) serve() (stop func()) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	leaf := w.root.issue(w.t, w.id)
+	leaf := w.serving()
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -94,6 +94,12 @@ func (s signer) Sign(ctx context.Context, r *signing.SignRequest) (*signing.Sign
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked++
+	root, domain := s.root, "cluster.local"
+	response := &signing.SignResponse{Roots: [][]byte{root.certificate.Raw}}
+	if c := s.change; c != nil {
+		root, domain = c.signs.authority, c.signs.domain
+		response = &signing.SignResponse{Authority: c.message(), Trusted: c.messages()}
+	}
 	md, _ := metadata.FromIncomingContext(ctx)
 	if got := md.Get("authorization"); len(got) != 1 || got[0] != "Bearer "+s.token {
 		return nil, status.Error(codes.Unauthenticated, "token not accepted")
@@ -105,21 +111,20 @@ func (s signer) Sign(ctx context.Context, r *signing.SignRequest) (*signing.Sign
 	if err := csr.CheckSignature(); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if len(csr.URIs) != 1 || csr.URIs[0].String() != workloadID || len(csr.DNSNames) != 1 || csr.DNSNames[0] != "store.bookstore.cluster.local" {
+	if len(csr.URIs) != 1 || csr.URIs[0].String() != "spiffe://"+domain+"/ns/bookstore/sa/store" || len(csr.DNSNames) != 1 || csr.DNSNames[0] != "store.bookstore."+domain {
 		return nil, status.Errorf(codes.PermissionDenied, "names %v %v", csr.URIs, csr.DNSNames)
 	}
 	leaf := &x509.Certificate{
 		Subject: pkix.Name{SerialNumber: csr.Subject.SerialNumber}, URIs: csr.URIs, DNSNames: csr.DNSNames,
 		NotAfter: time.Now().Add(s.lifetime),
 	}
-	response := &signing.SignResponse{Roots: [][]byte{s.root.certificate.Raw}}
 	if s.tamper != nil {
 		s.tamper(csr, leaf, response)
 	}
 	if len(response.GetChain()) > 0 {
 		return response, nil
 	}
-	der, err := s.root.sign(csr.PublicKey, leaf)
+	der, err := root.sign(csr.PublicKey, leaf)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}

@@ -47,6 +47,9 @@ type world struct {
 	tcpIP string // where Envoy listens for TCP
 	root  authority
 
+	// change is a change of the trust domain that is under way; nil for none.
+	change *change
+
 	mu       sync.Mutex
 	id       string // what the control plane's certificate says
 	token    string // what it accepts

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"github.com/outrigger-mesh/outrigger/injector"
 	"github.com/outrigger-mesh/outrigger/internal/api"
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
@@ -33,7 +34,7 @@ func (p *plane) wireWebhook(ending context.Context, _ *rest.Config) error {
 	}
 	handler := webhook.New(webhook.Config{
 		// From the cache alone: admission asks nobody.
-		Settings: settings, Namespaces: controller.Lookup{Cached: p.mgr.GetCache()},
+		Settings: settings, Adjust: p.inDomains, Namespaces: controller.Lookup{Cached: p.mgr.GetCache()},
 		Observe: observe, Log: p.log.WithName("webhook"),
 	})
 	certificate, err := p.webhookCertificate()
@@ -44,6 +45,22 @@ func (p *plane) wireWebhook(ending context.Context, _ *rest.Config) error {
 	return p.mgr.Add(everywhere(func(ctx context.Context) error {
 		return serveHTTP(ctx, p.cfg.webhook.address, sendAway(ending, handler), secure)
 	}))
+}
+
+// inDomains gives pods that are made now the trust domains of now.
+func (p *plane) inDomains(s *injector.Settings) {
+	accepted, err := p.authorities.Now()
+	if err != nil {
+		return // none is open yet: that of the chart's values will be
+	}
+	domains := accepted.TrustDomains()
+	s.TrustDomain, s.AlsoTrusted = domains[0].Name, nil
+	s.ControlPlaneID = p.cfg.identity().URI(s.TrustDomain)
+	for _, d := range domains[1:] {
+		if d.Bundle != "" {
+			s.AlsoTrusted = append(s.AlsoTrusted, d.Name)
+		}
+	}
 }
 
 // webhookCertificate returns where the serving certificate comes from: files that

@@ -55,6 +55,8 @@ func (i *identity) follow(ctx context.Context) error {
 	defer trust.Stop()
 	again := time.NewTicker(lookInterval)
 	defer again.Stop()
+	poll := time.NewTimer(i.pollIn())
+	defer poll.Stop()
 	var pending *given
 	var said string
 	for {
@@ -64,6 +66,9 @@ func (i *identity) follow(ctx context.Context) error {
 		case gift := <-gifts:
 			pending, said = &gift, ""
 		case <-again.C:
+		case <-poll.C:
+			i.look(ctx) // for what outriggerd trusts: somebody else signs
+			poll.Reset(i.pollIn())
 		case <-trust.C:
 			if err := i.writeTrust(); err != nil {
 				i.log.Error("trusted roots not refreshed", "error", err)
@@ -101,7 +106,7 @@ func (i *identity) take(g given) error {
 // checkGiven makes sure that a certificate is what outriggerd would have signed,
 // as far as that matters to others: for this identity alone, and below a root of
 // the mesh.
-func (s signer) checkGiven(g given, trusted roots) (*signed, error) {
+func (s signer) checkGiven(g given, trusted accepted) (*signed, error) {
 	pair, err := tls.X509KeyPair(g.chain, g.key) // also holds that they fit
 	if err != nil {
 		return nil, fmt.Errorf("read certificate and key: %w", err)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +22,10 @@ const (
 	signTimeout = 50 * time.Second
 	// longestRetryAfter bounds what outriggerd may ask for.
 	longestRetryAfter = 2 * time.Minute
+	// pollInterval is about how often outriggerd is asked who signs. Agents that see
+	// another authority renew within changeSpread.
+	pollInterval = 30 * time.Second
+	changeSpread = 5 * time.Second
 	// firstRetry and lastRetry bound the back-off.
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 30 * time.Second
@@ -41,8 +44,12 @@ type identity struct {
 
 	notAfter atomic.Pointer[time.Time] // of what is in the file; nil before the first
 	first    chan struct{}             // closed when there is a certificate
-	roots    [][]byte                  // of the last signing, DER; used by keep alone
-	trust    string                    // what is in the trust file; used by keep alone
+	// All of the following are used by keep alone.
+	by     authority         // of what is in the file
+	life   time.Duration     // which that had when it was signed; zero where outriggerd does not sign
+	told   accepted          // what outriggerd trusts, as it said last; nil before
+	labels map[string]string // roots, DER, to the trust domain for which outriggerd has named them
+	trust  string            // what is in the trust file
 }
 
 func newIdentity(c Config, files bootstrap.Files) *identity {
@@ -72,9 +79,14 @@ func (i *identity) valid(now time.Time) error {
 // ends it: a workload without control plane has its certificate for half its
 // life yet.
 func (i *identity) keep(ctx context.Context) error {
+	if err := i.recall(); err != nil {
+		i.log.Warn("what was trusted before is not known", "error", err)
+	}
 	if i.signer.settings.Identity != nil {
 		return i.follow(ctx)
 	}
+	poll := time.NewTimer(i.pollIn())
+	defer poll.Stop()
 	trust := time.NewTicker(trustInterval)
 	defer trust.Stop()
 	next := time.NewTimer(0)
@@ -91,6 +103,13 @@ func (i *identity) keep(ctx context.Context) error {
 			if err := i.writeTrust(); err != nil {
 				i.log.Error("trusted roots not refreshed", "error", err)
 			}
+		case <-poll.C:
+			// Whoever was sent away comes back when it was told to.
+			if i.notAfter.Load() != nil && i.look(ctx) && failures == 0 {
+				i.log.Info("another authority signs; the certificate is renewed")
+				next.Reset(jitter(changeSpread/2, 1))
+			}
+			poll.Reset(i.pollIn())
 		case <-next.C:
 			notAfter, err := i.renew(ctx)
 			if ctx.Err() != nil {
@@ -111,6 +130,37 @@ func (i *identity) keep(ctx context.Context) error {
 	}
 }
 
+// pollIn is when to ask again who signs: about every half minute, and more often
+// where certificates live for minutes only.
+func (i *identity) pollIn() time.Duration {
+	every := pollInterval
+	if i.life > 0 {
+		every = max(soonest, min(every, i.life/20))
+	}
+	return jitter(every, 1.0/3)
+}
+
+// look asks outriggerd who signs and what it trusts, and reports whether another
+// authority signs than did what is in the file.
+func (i *identity) look(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	trusted, err := i.trusted()
+	if err != nil {
+		i.log.Debug("outriggerd not asked who signs", "error", err)
+		return false
+	}
+	now, told, err := i.signer.current(ctx, trusted)
+	if err != nil {
+		i.log.Debug("outriggerd does not say who signs", "error", err)
+		return false
+	}
+	if err := errors.Join(i.hear(told), i.writeTrust()); err != nil {
+		i.log.Error("trusted roots not refreshed", "error", err)
+	}
+	return now != i.by
+}
+
 // renew has a new key signed and puts it where Envoy sees it.
 func (i *identity) renew(ctx context.Context) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
@@ -123,8 +173,14 @@ func (i *identity) renew(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	i.roots = signed.roots
-	return signed.notAfter, i.put(signed)
+	if err := i.hear(signed.trusted); err != nil {
+		return time.Time{}, err
+	}
+	if err := i.put(signed); err != nil {
+		return time.Time{}, err
+	}
+	i.by, i.life = signed.by, time.Until(signed.notAfter)
+	return signed.notAfter, nil
 }
 
 // put writes a certificate where Envoy sees it.
@@ -143,40 +199,6 @@ func (i *identity) put(signed *signed) error {
 	if i.notAfter.Swap(&signed.notAfter) == nil {
 		close(i.first)
 	}
-	return nil
-}
-
-// trusted are the mounted roots joined with those of the last signing, so that
-// neither a mounted file that is late nor one that is early locks us out.
-func (i *identity) trusted() (roots, error) {
-	mounted, err := os.ReadFile(i.trustFile)
-	if err != nil && len(i.roots) == 0 {
-		return nil, fmt.Errorf("read the roots to trust: %w", err)
-	}
-	trusted, err := parseRoots(mounted, i.roots)
-	if err != nil {
-		return nil, fmt.Errorf("read the roots to trust in %s: %w", i.trustFile, err)
-	}
-	return trusted, nil
-}
-
-func (i *identity) writeTrust() error {
-	trusted, err := i.trusted()
-	if err != nil {
-		return err
-	}
-	pem := trusted.pem()
-	if string(pem) == i.trust {
-		return nil
-	}
-	secret, err := bootstrap.TrustSecret(pem)
-	if err != nil {
-		return fmt.Errorf("make the file of trusted roots: %w", err)
-	}
-	if err := replaceFile(i.files.Trust, secret); err != nil {
-		return fmt.Errorf("write the trusted roots: %w", err)
-	}
-	i.trust = string(pem)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"log/slog"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -48,7 +49,8 @@ func TestTrust(t *testing.T) {
 	if err := os.Mkdir(files.SecretsDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	i := newIdentity(Config{TrustFile: mounted, Log: slog.New(slog.DiscardHandler)}, files)
+	settings := bootstrap.Settings{TrustDomain: "cluster.local", ControlPlaneID: "spiffe://cluster.local/ns/outrigger-system/sa/outriggerd"}
+	i := newIdentity(Config{Settings: settings, TrustFile: mounted, Log: slog.New(slog.DiscardHandler)}, files)
 	first, second := newRoot(t), newRoot(t)
 
 	if err := i.writeTrust(); err == nil {
@@ -70,7 +72,9 @@ func TestTrust(t *testing.T) {
 		if err := os.WriteFile(mounted, encoded(step.mounted...), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		i.roots = step.signing
+		if len(step.signing) > 0 {
+			must(t, i.hear(accepted{{Name: "cluster.local", Roots: step.signing}}))
+		}
 		if err := i.writeTrust(); err != nil {
 			t.Fatalf("%s: %v", step.reason, err)
 		}
@@ -145,5 +149,100 @@ func TestThoseSentAwayDoNotComeBackTogether(t *testing.T) {
 	}
 	if d := spread(time.Hour); d > 2*longestRetryAfter {
 		t.Errorf("whoever asks for an hour makes an agent wait %s", d)
+	}
+}
+
+// TestTrustOfSeveralDomains follows the file of trusted roots through a change of the
+// trust domain. Once outriggerd has said of which domain a root is, it counts for no
+// other, wherever it comes from.
+func TestTrustOfSeveralDomains(t *testing.T) {
+	dir := t.TempDir()
+	mounted := filepath.Join(dir, "ca.crt")
+	files := bootstrap.FilesIn(dir)
+	must(t, os.Mkdir(files.SecretsDir, 0o700))
+	settings := bootstrap.Settings{TrustDomain: "old", ControlPlaneID: "spiffe://old/ns/outrigger-system/sa/outriggerd"}
+	config := Config{Settings: settings, TrustFile: mounted, Log: slog.New(slog.DiscardHandler)}
+	i := newIdentity(config, files)
+	first, second := newRoot(t), newRoot(t)
+	type told map[string][]byte
+	steps := []struct {
+		reason  string
+		mounted [][]byte
+		told    told // nil: nothing
+		want    map[string]int
+	}{
+		{"before the first signing the mounted roots are of the pod's own domain", [][]byte{first, second}, nil, map[string]int{"old": 2}},
+		{"outriggerd has named them", [][]byte{first}, told{"old": first}, map[string]int{"old": 1}},
+		{"a mounted root that nobody has named may be of any", [][]byte{first, second}, told{"old": first}, map[string]int{"old": 2}},
+		{"both are named", [][]byte{first, second}, told{"old": first, "new": second}, map[string]int{"old": 1, "new": 1}},
+		{"the mounted file is late", [][]byte{first}, told{"new": second}, map[string]int{"new": 1}},
+		{"the mounted file is empty", nil, told{"new": second}, map[string]int{"new": 1}},
+	}
+	for _, step := range steps {
+		must(t, os.WriteFile(mounted, encoded(step.mounted...), 0o600))
+		var heard accepted
+		for name, root := range step.told {
+			heard = append(heard, acceptedDomain{Name: name, Roots: roots{root}})
+		}
+		must(t, i.hear(heard))
+		wantAccepted(t, step.reason, i, step.want)
+	}
+	must(t, i.writeTrust())
+	secret, err := os.ReadFile(files.Trust)
+	must(t, err)
+	for _, want := range []string{"envoy.tls.cert_validator.spiffe", `"exact":"spiffe://new/ns/outrigger-system/sa/outriggerd"`, `"name":"new"`} {
+		if !strings.Contains(string(secret), want) {
+			t.Errorf("Envoy's file does not have %s:\n%s", want, secret)
+		}
+	}
+	if strings.Contains(string(secret), "trusted_ca") {
+		t.Errorf("Envoy's file has a bundle for all trust domains:\n%s", secret)
+	}
+
+	// The container is restarted, when the mesh has long forgotten the pod's domain.
+	again := newIdentity(config, files)
+	must(t, os.WriteFile(mounted, encoded(second), 0o600))
+	must(t, again.recall())
+	wantAccepted(t, "after a restart", again, map[string]int{"new": 1})
+	must(t, os.WriteFile(files.Accepted, []byte("{"), 0o600))
+	if err := newIdentity(config, files).recall(); err == nil {
+		t.Error("damaged notes are no error")
+	}
+}
+
+func wantAccepted(t *testing.T, reason string, i *identity, want map[string]int) {
+	t.Helper()
+	trusted, err := i.trusted()
+	must(t, err)
+	got := map[string]int{}
+	for _, d := range trusted {
+		got[d.Name] = len(d.Roots)
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%s: accepted are %v; want %v roots", reason, got, want)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPolling holds how often outriggerd is asked who signs.
+func TestPolling(t *testing.T) {
+	for life, want := range map[time.Duration]time.Duration{
+		24 * time.Hour: pollInterval, 10 * time.Minute: pollInterval, time.Minute: 3 * time.Second, 0: pollInterval, time.Second: soonest,
+	} {
+		i := &identity{life: life}
+		earliest, latest := time.Hour, time.Duration(0)
+		for range 1000 {
+			d := i.pollIn()
+			earliest, latest = min(earliest, d), max(latest, d)
+		}
+		if earliest < want*6/10 || latest > want*14/10 || latest-earliest < want/3 {
+			t.Errorf("with certificates of %s, outriggerd is asked again after %s to %s; want about %s, spread", life, earliest, latest, want)
+		}
 	}
 }

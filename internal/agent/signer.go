@@ -20,8 +20,10 @@ import (
 
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/outrigger-mesh/outrigger/bootstrap"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
@@ -39,25 +41,90 @@ type signer struct {
 
 // A signed is a new key and what was signed for it. The key is nowhere else.
 type signed struct {
-	key, chain []byte   // PEM
-	roots      [][]byte // DER
+	key, chain []byte // PEM
 	notAfter   time.Time
+	by         authority
+	trusted    accepted // what outriggerd trusts
 }
 
-// sign makes a key and has it signed by an outriggerd that the roots vouch for.
-func (s signer) sign(ctx context.Context, trusted roots) (*signed, error) {
+// An authority is who signs, as far as that tells whether to renew.
+type authority struct{ name, generation, trustDomain string }
+
+func authorityOf(a *signing.Authority) authority {
+	return authority{name: a.GetName(), generation: a.GetGeneration(), trustDomain: a.GetTrustDomain()}
+}
+
+// sign makes a key and has it signed by an outriggerd that the roots vouch for, in
+// the trust domain for which that signs.
+func (s signer) sign(ctx context.Context, trusted accepted) (*signed, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, s.request(), key)
+	conn, err := s.connect(trusted)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	client := signing.NewCertificatesClient(conn)
+	domain, err := s.domain(ctx, client)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s who signs: %w", s.settings.ControlPlane, err)
+	}
+	want := s.request(domain)
+	csr, err := x509.CreateCertificateRequest(rand.Reader, want, key)
 	if err != nil {
 		return nil, fmt.Errorf("make a certificate request: %w", err)
 	}
-	// A connection for each request: they are hours apart.
+	response, err := client.Sign(ctx, &signing.SignRequest{Csr: csr}, grpc.PerRPCCredentials(token(s.tokenFile)))
+	if err != nil {
+		return nil, fmt.Errorf("have the key signed by %s: %w", s.settings.ControlPlane, err)
+	}
+	result, err := s.check(response, key, want, trusted)
+	if err != nil {
+		return nil, fmt.Errorf("check what %s signed: %w", s.settings.ControlPlane, err)
+	}
+	return result, nil
+}
+
+// domain returns the trust domain of which certificates are signed now. An
+// outriggerd that does not know the question signs for the pod's own.
+func (s signer) domain(ctx context.Context, client signing.CertificatesClient) (string, error) {
+	now, err := client.Current(ctx, &signing.CurrentRequest{})
+	if status.Code(err) == codes.Unimplemented {
+		return s.settings.TrustDomain, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	domain := now.GetAuthority().GetTrustDomain()
+	told := func(d *signing.TrustDomain) bool { return d.GetName() == domain && len(d.GetRoots()) > 0 }
+	if !slices.ContainsFunc(now.GetTrusted(), told) {
+		return "", fmt.Errorf("it signs for trust domain %q, and has no roots for that", domain)
+	}
+	return domain, nil
+}
+
+// current asks who signs and what is trusted. It needs no token, and sends none.
+func (s signer) current(ctx context.Context, trusted accepted) (authority, accepted, error) {
+	conn, err := s.connect(trusted)
+	if err != nil {
+		return authority{}, nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	now, err := signing.NewCertificatesClient(conn).Current(ctx, &signing.CurrentRequest{})
+	if err != nil {
+		return authority{}, nil, fmt.Errorf("ask %s who signs: %w", s.settings.ControlPlane, err)
+	}
+	told, err := readAccepted(now.GetTrusted())
+	return authorityOf(now.GetAuthority()), told, err
+}
+
+// connect prepares a connection. There is one for each use, so that outriggerd has
+// no more of them than it has agents that are asking.
+func (s signer) connect(trusted accepted) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+s.settings.ControlPlane,
 		grpc.WithTransportCredentials(credentials.NewTLS(s.tls(trusted))),
-		grpc.WithPerRPCCredentials(token(s.tokenFile)),
 		grpc.WithNoProxy(), // the user's proxy settings are the application's
 		grpc.WithDisableServiceConfig(),
 		// Nobody there is found out long before an issuer that is slow.
@@ -67,21 +134,12 @@ func (s signer) sign(ctx context.Context, trusted roots) (*signed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare the connection to %s: %w", s.settings.ControlPlane, err)
 	}
-	defer func() { _ = conn.Close() }()
-	response, err := signing.NewCertificatesClient(conn).Sign(ctx, &signing.SignRequest{Csr: csr})
-	if err != nil {
-		return nil, fmt.Errorf("have the key signed by %s: %w", s.settings.ControlPlane, err)
-	}
-	result, err := s.check(response, key, trusted)
-	if err != nil {
-		return nil, fmt.Errorf("check what %s signed: %w", s.settings.ControlPlane, err)
-	}
-	return result, nil
+	return conn, nil
 }
 
 // request names exactly what the identity has; outriggerd refuses anything else.
-func (s signer) request() *x509.CertificateRequest {
-	uris, names := signing.Names(s.identity(), s.settings.TrustDomain)
+func (s signer) request(trustDomain string) *x509.CertificateRequest {
+	uris, names := signing.Names(s.identity(), trustDomain)
 	return &x509.CertificateRequest{
 		Subject:  pkix.Name{SerialNumber: s.node.UID},
 		URIs:     uris,
@@ -91,12 +149,12 @@ func (s signer) request() *x509.CertificateRequest {
 
 // tls verifies outriggerd by its SPIFFE ID. A DNS name would be worth what the
 // cluster's DNS is worth.
-func (s signer) tls(trusted roots) *tls.Config {
+func (s signer) tls(trusted accepted) *tls.Config {
 	config := &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies, by URI SAN
 		VerifyConnection: func(state tls.ConnectionState) error {
-			return verifyServer(state.PeerCertificates, trusted, s.settings.ControlPlaneID)
+			return s.verifyServer(state.PeerCertificates, trusted)
 		},
 	}
 	if host, _, _ := strings.Cut(s.settings.ControlPlane, ":"); !isAddress(s.settings.ControlPlane) {
@@ -110,22 +168,23 @@ func isAddress(hostPort string) bool {
 	return err == nil
 }
 
-func verifyServer(chain []*x509.Certificate, trusted roots, id string) error {
+func (s signer) verifyServer(chain []*x509.Certificate, trusted accepted) error {
 	if len(chain) == 0 {
 		return errors.New("outriggerd presents no certificate")
 	}
 	if err := trusted.verify(chain, x509.ExtKeyUsageServerAuth); err != nil {
 		return fmt.Errorf("verify outriggerd: %w", err)
 	}
-	if uris := chain[0].URIs; len(uris) != 1 || uris[0].String() != id {
-		return fmt.Errorf("verify outriggerd: its certificate is for %v; want exactly %s", uris, id)
+	uri := chain[0].URIs[0]
+	if id := s.settings.ControlPlaneIDIn(uri.Host); uri.String() != id {
+		return fmt.Errorf("verify outriggerd: its certificate is for %s; want exactly %s", uri, id)
 	}
 	return nil
 }
 
 // check makes sure that Envoy can use what came back: our key, our names, and a
 // chain that others will accept.
-func (s signer) check(response *signing.SignResponse, key *ecdsa.PrivateKey, trusted roots) (*signed, error) {
+func (s signer) check(response *signing.SignResponse, key *ecdsa.PrivateKey, want *x509.CertificateRequest, trusted accepted) (*signed, error) {
 	var chain []*x509.Certificate
 	var text bytes.Buffer
 	for _, der := range response.GetChain() {
@@ -139,25 +198,30 @@ func (s signer) check(response *signing.SignResponse, key *ecdsa.PrivateKey, tru
 	if len(chain) == 0 {
 		return nil, errors.New("there is no certificate")
 	}
-	leaf, want := chain[0], s.request()
+	leaf := chain[0]
 	if !key.PublicKey.Equal(leaf.PublicKey) {
 		return nil, errors.New("the certificate is for another key")
 	}
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != want.URIs[0].String() || !slices.Equal(leaf.DNSNames, want.DNSNames) {
 		return nil, fmt.Errorf("the certificate is for %v %v; want %v %v", leaf.URIs, leaf.DNSNames, want.URIs, want.DNSNames)
 	}
-	all, err := parseRoots(nil, append(response.GetRoots(), trusted...))
+	domain := want.URIs[0].Host
+	told := response.GetTrusted()
+	if len(told) == 0 { // an outriggerd that knows one trust domain only
+		told = []*signing.TrustDomain{{Name: domain, Roots: response.GetRoots()}}
+	}
+	now, err := readAccepted(told)
 	if err != nil {
 		return nil, fmt.Errorf("parse the roots: %w", err)
 	}
-	if err := all.verify(chain, x509.ExtKeyUsageClientAuth); err != nil {
+	if err := append(slices.Clone(now.roots(domain)), trusted.roots(domain)...).verify(chain, x509.ExtKeyUsageClientAuth); err != nil {
 		return nil, err
 	}
 	keyText, err := encodeKey(key)
 	if err != nil {
 		return nil, err
 	}
-	return &signed{key: keyText, chain: text.Bytes(), roots: response.GetRoots(), notAfter: end(chain)}, nil
+	return &signed{key: keyText, chain: text.Bytes(), notAfter: end(chain), by: authorityOf(response.GetAuthority()), trusted: now}, nil
 }
 
 // end is when a chain ends: it is worth nothing without each of its certificates.
@@ -185,6 +249,8 @@ func (t token) RequireTransportSecurity() bool { return true }
 // roots are certificates, DER, each once.
 type roots [][]byte
 
+var errNoRoots = errors.New("there is no certificate in it")
+
 // parseRoots joins roots in PEM with others in DER. What is not a certificate is
 // an error, and so is none at all.
 func parseRoots(text []byte, der [][]byte) (roots, error) {
@@ -205,7 +271,7 @@ func parseRoots(text []byte, der [][]byte) (roots, error) {
 		}
 	}
 	if len(all) == 0 {
-		return nil, errors.New("there is no certificate in it")
+		return nil, errNoRoots
 	}
 	return all, nil
 }

@@ -95,8 +95,10 @@ func (s *Server) follow(ctx context.Context) {
 			}
 			signer = now
 		}
-		if now, err := s.cfg.Credentials.Trusted(); err == nil && !slices.Equal(trusted, now) {
-			s.judge()
+		if now, err := s.cfg.Credentials.Trusted(); err == nil {
+			if trusted != nil && !slices.Equal(trusted, now) {
+				s.judge()
+			}
 			trusted = now
 		}
 		select {

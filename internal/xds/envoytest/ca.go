@@ -45,6 +45,11 @@ func (ca *CA) Bundle() string {
 // Sign returns a chain and a key, both PEM, for the URIs: one, as a rule.
 func (ca *CA) Sign(t testing.TB, uris ...string) (chain, key []byte) {
 	t.Helper()
+	return ca.signUntil(t, time.Now().Add(time.Hour), uris...)
+}
+
+func (ca *CA) signUntil(t testing.TB, end time.Time, uris ...string) (chain, key []byte) {
+	t.Helper()
 	names := make([]*url.URL, len(uris))
 	for i, uri := range uris {
 		var err error
@@ -54,7 +59,7 @@ func (ca *CA) Sign(t testing.TB, uris ...string) (chain, key []byte) {
 	k := newKey(t)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), URIs: names,
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: end,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}, ca.cert, &k.PublicKey, ca.key)
 	must(t, err)
@@ -67,7 +72,13 @@ func (ca *CA) Sign(t testing.TB, uris ...string) (chain, key []byte) {
 // Secret returns the certificate file of a pod, for the URI uri.
 func (ca *CA) Secret(t testing.TB, uri string) []byte {
 	t.Helper()
-	chain, key := ca.Sign(t, uri)
+	return ca.SecretUntil(t, uri, time.Now().Add(time.Hour))
+}
+
+// SecretUntil is Secret with the end of the certificate, to the second.
+func (ca *CA) SecretUntil(t testing.TB, uri string, end time.Time) []byte {
+	t.Helper()
+	chain, key := ca.signUntil(t, end, uri)
 	secret, err := bootstrap.CertificateSecret(chain, key)
 	must(t, err)
 	return secret
