@@ -17,7 +17,7 @@ func (p *plane) openIssuer(ctx context.Context, a identity.Authority, known iden
 			TrustDomain: a.TrustDomain, Secret: a.BuiltIn.Secret, Roots: known.Roots, Fresh: known.Fresh, Changed: changed,
 		})
 	case a.Vault != nil:
-		return identity.OpenVault(ctx, p.home, identity.VaultConfig{Authority: a.Name, Vault: *a.Vault, TokenFile: p.cfg.vaultTokenFile})
+		return identity.OpenVault(ctx, p.home, identity.VaultConfig{Authority: a.Name, Vault: *a.Vault, TokenFile: p.cfg.vaultTokenFile, Known: known})
 	default:
 		return nil, fmt.Errorf("authority %s is of kind %q, which this outriggerd does not know", a.Name, a.Kind())
 	}

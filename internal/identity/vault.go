@@ -32,6 +32,8 @@ type VaultConfig struct {
 	Vault     rotation.Vault
 	// TokenFile holds outriggerd's service account token for the Kubernetes login.
 	TokenFile string
+	// Known says what the mesh's state has recorded of the authority.
+	Known Known
 }
 
 // A Vault is the issuer that has a PKI engine of a Vault server sign. The role's
@@ -60,9 +62,14 @@ func OpenVault(ctx context.Context, home Home, cfg VaultConfig) (*Vault, error) 
 		return nil, err
 	}
 	var err error
-	if given := cfg.Vault.Roots; given != "" {
-		v.roots, err = parseCertificates([]byte(given))
-	} else {
+	switch {
+	case cfg.Vault.Roots != "":
+		v.roots, err = parseCertificates([]byte(cfg.Vault.Roots))
+	case len(cfg.Known.Roots) > 0:
+		v.roots = cfg.Known.Roots
+	case cfg.Known.Fresh: // an authority of that name may have been another one once
+		v.roots, err = v.askRoots(ctx)
+	default:
 		v.roots, err = home.pinned(ctx, cfg.Authority, v.askRoots)
 	}
 	if err != nil {

@@ -470,6 +470,11 @@ func TestVaultRootIsNeverChangedSilently(t *testing.T) {
 	must(t, json.Unmarshal(answer, &made))
 	v.config.Authority, v.config.Vault.Roots = "vault", made.Data.Certificate
 	v.issued(t, v.open(t))
+	// So it is with one that people rotate to, and no more once its roots are recorded.
+	v.config.Vault.Roots, v.config.Known = "", Known{Fresh: true}
+	v.issued(t, v.open(t))
+	v.config.Known = Known{Roots: before}
+	v.refused(t, v.open(t), "certificate signed by unknown authority")
 }
 
 // TestVaultIntermediate shows that below an intermediate whose root the engine does
