@@ -22,7 +22,7 @@ func TestRender(t *testing.T) {
 				"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "Role", "Deployment",
 				"Service", "PodDisruptionBudget", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration",
 			},
-			absent: []string{"Certificate"},
+			absent: []string{"Certificate", "ValidatingAdmissionPolicy"},
 		},
 		"cert-manager": {
 			reason: "cert-manager makes it, and outriggerd loses the right",
