@@ -110,3 +110,30 @@ func TestNobodysEndpoints(t *testing.T) {
 		t.Errorf("the ranges %v do not cover every ClusterIP of the mesh: calls there would be egress", ranges)
 	}
 }
+
+// TestAddressOfAnotherPod has a node, or whoever writes the status of pods, say that
+// its pod has the address of somebody else's.
+func TestAddressOfAnotherPod(t *testing.T) {
+	var o town
+	o.namespace("open", nil)
+	o.pod("open", "caller", "10.0.0.1", corev1.PodRunning)
+	o.pod("open", "victim", "10.0.0.2", corev1.PodRunning)
+	o.pod("open", "thief", "10.0.0.2", corev1.PodRunning)
+	o.service("open", "victim", "10.96.0.1", "victim", "10.0.0.2", "victim")
+	o.service("open", "thief", "10.96.0.2", "thief", "10.0.0.2", "thief")
+	snap, _ := Build(o.Objects, Options{
+		Mode: mesh.Permissive, TrustDomain: "cluster.local", TrustBundle: "roots",
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+	})
+	view, _ := snap.View(mesh.ProxyID{Namespace: "open", Pod: "caller", UID: "1"})
+	for _, b := range view.Outbound.Bundles {
+		for _, id := range b.Identities {
+			if want := (mesh.Identity{Namespace: "open", ServiceAccount: b.Name.Name}); id != want {
+				t.Errorf("%s may be answered by %s: whoever answers must show the Service's own identity", b.Name, id)
+			}
+		}
+	}
+	if len(view.Outbound.Bundles) != 2 {
+		t.Errorf("the caller knows %d services, want 2", len(view.Outbound.Bundles))
+	}
+}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -58,6 +59,15 @@ func callerOf(ctx context.Context, leaf *x509.Certificate) string {
 		return leaf.Subject.SerialNumber
 	}
 	return leaf.URIs[0].String() + " " + clientAddress(ctx).String()
+}
+
+// privacyOf says, for people, how a connection is kept private.
+func privacyOf(ctx context.Context) string {
+	c, ok := connectionOf(ctx)
+	if !ok {
+		return ""
+	}
+	return tls.VersionName(c.State.Version) + " " + c.State.CurveID.String()
 }
 
 // bind checks that a certificate was made for the pod that a node id names, and

@@ -36,10 +36,12 @@ func (p *proxy) refuse(n nack) {
 
 // A proxyStatus is what /debug/proxies says about a connected proxy.
 type proxyStatus struct {
-	Proxy    string    `json:"proxy"`
-	Identity string    `json:"identity"`
-	Address  string    `json:"address"`
-	Since    time.Time `json:"since"`
+	Proxy    string `json:"proxy"`
+	Identity string `json:"identity"`
+	Address  string `json:"address"`
+	// TLS is the version and the key exchange of its connection.
+	TLS   string    `json:"tls,omitempty"`
+	Since time.Time `json:"since"`
 	// Target is the version that the proxy should have; empty while no snapshot
 	// has the pod.
 	Target string `json:"target,omitempty"`
@@ -57,7 +59,7 @@ func (p *proxy) status() proxyStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	status := proxyStatus{
-		Proxy: p.id.String(), Identity: p.identity.String(), Address: p.address, Since: p.opened,
+		Proxy: p.id.String(), Identity: p.identity.String(), Address: p.address, TLS: p.tls, Since: p.opened,
 		Acknowledged: map[string]string{}, LastRefusal: p.nack,
 		Trust: p.trust, TrustDomain: p.shown.trustDomain, Root: p.shown.root, NotAfter: p.shown.ends,
 	}

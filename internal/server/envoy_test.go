@@ -187,6 +187,10 @@ func TestRealEnvoy(t *testing.T) {
 		t.Errorf("want 20 listeners for services, got:\n%s", text)
 	}
 
+	if got := s.statuses()[0].TLS; got != "TLS 1.3 X25519MLKEM768" {
+		t.Errorf("the stream is over %s", got)
+	}
+
 	town.parts.Services[0].Endpoints[0].Port = 9090
 	town.parts.Services = append(town.parts.Services[:10:10], town.parts.Services[15:]...)
 	town.service("new", 100)

@@ -108,6 +108,41 @@ func TestUnansweredResponsesCostLittle(t *testing.T) {
 	}
 }
 
+// A change of trust counts who has acknowledged it, so a proxy must not be able to
+// acknowledge what it was not sent, and for itself alone.
+func TestForgedAcknowledgements(t *testing.T) {
+	ca := newTestCA(t)
+	town := newTown(ca)
+	pod := town.pod("a-1", "a")
+	view, _ := town.snapshot(t).View(pod.ID)
+	set, err := xds.NewCache().Set(view)
+	must(t, err)
+	s := newWorld(t, nil).newStream(newProxy(pod.ID, vouched{}, ""), func(any) error { return nil })
+	s.proxy.retarget(set, s.proxy.opened)
+	say := func(nonce string) {
+		must(t, s.handle(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.Cluster.URL(), ResponseNonce: nonce}))
+		must(t, s.advance())
+		s.report()
+	}
+	say("1") // before there is a response
+	pending := s.feeds[xds.Cluster].pending
+	if len(pending) == 0 {
+		t.Fatal("nothing was sent")
+	}
+	for _, forged := range []string{"", "0", "99", pending[0].nonce + " ", "-1"} {
+		say(forged)
+		if got := s.proxy.status().Acknowledged; len(got) != 0 {
+			t.Errorf("the nonce %q acknowledges %v", forged, got)
+		}
+	}
+	for _, flight := range s.feeds[xds.Cluster].pending {
+		say(flight.nonce)
+	}
+	if got := s.proxy.status().Acknowledged; got[xds.Cluster.String()] != set.Version() || len(got) != 1 {
+		t.Errorf("the real ones acknowledge %v", got)
+	}
+}
+
 func TestNewestStreamsOfAPodStay(t *testing.T) {
 	w := newWorld(t, nil)
 	town := newTown(w.ca)

@@ -21,6 +21,7 @@ type proxy struct {
 	identity mesh.Identity
 	shown    vouched // by its certificate
 	address  string
+	tls      string // how its connection is kept private
 	opened   time.Time
 
 	wake  chan struct{} // holds one: there is a new target

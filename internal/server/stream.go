@@ -178,6 +178,7 @@ func (s *Server) open(ctx context.Context, requests <-chan *discoveryv3.DeltaDis
 		return nil, nil, err
 	}
 	p := newProxy(id, shown, clientAddress(ctx).String())
+	p.tls = privacyOf(ctx)
 	return first, p, s.join(p)
 }
 
