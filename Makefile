@@ -22,14 +22,14 @@ START   := $(shell date +%s)
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: setup ## bring up a cluster, install the mesh and show what it does (first run: about 16 minutes)
+demo: ## bring up a cluster, install the mesh and show what it does (first run: about 16 minutes)
 	$(GO) run ./e2e/demo
 
 demo-down: ## take the demo's cluster down
 	$(CLUSTER) down
 
 test: ## pass all tests, from nothing (with built tools about 25 minutes on two cores)
-	$(STEP) "set up: install what is missing, build the tools (first run: about 12 minutes)"
+	$(STEP) "set up: install what is missing, build the tools (first run: about 17 minutes)"
 	@$(MAKE) setup
 	$(STEP) "formatting and generated files"
 	@$(MAKE) check-format check-generate

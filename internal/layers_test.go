@@ -69,7 +69,7 @@ var layers = map[string]layer{
 	"internal/rotation": {pure: true, outside: []string{"k8s.io/apimachinery/pkg/util/validation"}},
 	"internal/identity": {
 		ours:    []string{"internal/limit", "internal/mesh", "internal/rotation", "internal/signing", "internal/annotation", "internal/vault"},
-		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/", "golang.org/x/", "google.golang.org/grpc/codes"},
+		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/", "golang.org/x/", "google.golang.org/grpc/codes", "github.com/cert-manager/cert-manager/pkg/apis/"},
 	},
 	"internal/server": {
 		ours:    []string{"internal/limit", "internal/mesh", "internal/xds", "internal/signing"},

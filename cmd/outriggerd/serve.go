@@ -52,6 +52,7 @@ type plane struct {
 	cfg    config
 	log    logr.Logger
 	mgr    manager.Manager
+	rest   *rest.Config  // with our own limits
 	direct client.Client // not a cache
 	lookup controller.Lookup
 	home   identity.Home
@@ -115,6 +116,7 @@ func newScheme(served []api.Served) (*runtime.Scheme, error) {
 
 func (p *plane) wireManager(_ context.Context, restConfig *rest.Config) error {
 	restConfig.QPS, restConfig.Burst = 100, 200
+	p.rest = restConfig
 	asks, err := discovery.NewDiscoveryClientForConfig(restConfig)
 	if err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
@@ -167,10 +169,11 @@ func (p *plane) wireServer(_ context.Context, restConfig *rest.Config) error {
 	verifier := identity.NewVerifier(identity.VerifierConfig{
 		Audience: p.cfg.mesh, SystemNamespace: p.cfg.namespace, Reviews: reviews.TokenReviews(),
 		Cached: p.mgr.GetCache(), Live: p.direct, InMesh: p.lookup.InMesh,
+		MayNameNoPod: p.authorities.MayNameNoPod,
 	})
 	p.xds = server.New(server.Config{
 		Credentials: p.serving, Pods: verifier,
-		Signer: &identity.Signer{Verifier: verifier, Authorities: &p.authorities, Lifetime: p.cfg.leaf},
+		Signer: &identity.Signer{Verifier: verifier, Authorities: &p.authorities, Lifetime: p.cfg.leaf, Declined: p.declined},
 		Log:    p.log.WithName("xds"), Metrics: metrics.Registry,
 	})
 	return errors.Join(

@@ -132,3 +132,10 @@ func eventually(t *testing.T, what string, ok func() error) {
 		<-tick.C
 	}
 }
+
+func kubernetesClient(t testing.TB, config *rest.Config) *kubernetes.Clientset {
+	t.Helper()
+	set, err := kubernetes.NewForConfig(config)
+	must(t, err)
+	return set
+}

@@ -29,8 +29,11 @@ type Template struct {
 	URIs     []*url.URL
 	DNSNames []string
 	// PodUID becomes the serial number of the subject; empty for outriggerd.
-	PodUID   string
-	Lifetime time.Duration
+	PodUID string
+	// MayNameNoPod says that the issuer may leave PodUID out, as those do that make
+	// subjects by rules of their own. The pod's address then has to tell it apart.
+	MayNameNoPod bool
+	Lifetime     time.Duration
 }
 
 func newTemplate(id mesh.Identity, trustDomain, podUID string, lifetime time.Duration) Template {
@@ -86,7 +89,7 @@ func checkLeaf(leaf *x509.Certificate, request *x509.CertificateRequest, t Templ
 	if leaf.KeyUsage != 0 && leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		return errors.New("its key usage does not allow digital signature, which TLS needs")
 	}
-	if leaf.Subject.SerialNumber != t.PodUID {
+	if pod := leaf.Subject.SerialNumber; pod != t.PodUID && (pod != "" || !t.MayNameNoPod) {
 		return fmt.Errorf("its subject has the serial number %q; want %q", leaf.Subject.SerialNumber, t.PodUID)
 	}
 	if err := checkExtension(leaf.Extensions, t); err != nil {

@@ -31,6 +31,16 @@ type Accepted struct {
 	Fading []string
 }
 
+// MayNameNoPod reports whether certificates of the mesh may leave out whose pod
+// they are: one of those that sign or are trusted follows rules of its own.
+func (a *Authorities) MayNameNoPod() bool {
+	now, err := a.Now()
+	return err == nil && slices.ContainsFunc(now.Trusted, func(o Opened) bool { return mayNameNoPod(o.Authority) })
+}
+
+// mayNameNoPod reports it of one authority: cert-manager signs by any issuer.
+func mayNameNoPod(a Authority) bool { return a.CertManager != nil }
+
 // A Domain is a trust domain with all roots of its authorities.
 type Domain struct {
 	Name  string

@@ -26,7 +26,7 @@ func TestQueue(t *testing.T) {
 		turn := func(took time.Duration, result chan<- error) {
 			leave, err := q.enter(t.Context())
 			if err == nil {
-				time.Sleep(took)
+				<-time.After(took)
 				leave()
 			}
 			result <- err

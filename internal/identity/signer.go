@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/outrigger-mesh/outrigger/internal/limit"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -31,6 +32,9 @@ type Signer struct {
 	PodBurst int
 
 	pods limit.Keys[string] // by uid
+	// Declined is told of pods for which the issuer did not sign, and why; nil for
+	// nobody. It is not told that the issuer is busy.
+	Declined func(pod mesh.ProxyID, why error)
 }
 
 const (
@@ -60,6 +64,7 @@ func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (signing.Si
 		lifetime = defaultLifetime
 	}
 	template := newTemplate(caller.Identity, now.Signing.Authority.TrustDomain, caller.Pod.UID, lifetime)
+	template.MayNameNoPod = mayNameNoPod(now.Signing.Authority)
 	if err := checkRequest(request, template); err != nil {
 		return signing.Signed{}, err
 	}
@@ -70,11 +75,8 @@ func (s *Signer) Sign(ctx context.Context, token string, csr []byte) (signing.Si
 		}
 	}
 	issued, err := issue(ctx, now.Signing.Issuer, request, template)
-	if refusal, ok := errors.AsType[*signing.Refusal](err); ok {
-		return signing.Signed{}, refusal // the issuer has said what is wrong
-	}
 	if err != nil {
-		return signing.Signed{}, refuse(codes.Unavailable, ReasonIssuer, "%w", err)
+		return signing.Signed{}, s.declined(caller.Pod, err)
 	}
 	return signing.Signed{Chain: raw(issued), Roots: raw(now.Roots()), By: by(now.Signing.Authority)}, nil
 }
@@ -97,4 +99,17 @@ func by(a Authority) *signing.Authority {
 	}
 	sum := sha256.Sum256(definition)
 	return &signing.Authority{Name: a.Name, Generation: hex.EncodeToString(sum[:8]), TrustDomain: a.TrustDomain}
+}
+
+// declined makes a refusal of what went wrong with the issuer, which may have made
+// one itself.
+func (s *Signer) declined(pod mesh.ProxyID, err error) *signing.Refusal {
+	refusal, ok := errors.AsType[*signing.Refusal](err)
+	if !ok {
+		refusal = refuse(codes.Unavailable, ReasonIssuer, "%w", err)
+	}
+	if s.Declined != nil && refusal.Reason != ReasonBusy {
+		s.Declined(pod, refusal.Err)
+	}
+	return refusal
 }

@@ -74,6 +74,9 @@ type VerifierConfig struct {
 	Cached, Live client.Reader
 	// InMesh reports whether a namespace is part of the mesh.
 	InMesh func(ctx context.Context, namespace string) (bool, error)
+	// MayNameNoPod reports whether certificates that outriggerd has signed may leave
+	// the pod out; nil for never.
+	MayNameNoPod func() bool
 }
 
 // A Verifier finds out which pod is calling. It is safe for concurrent use.
@@ -147,14 +150,15 @@ func (v *Verifier) Identity(ctx context.Context, id mesh.ProxyID) (mesh.Identity
 	return caller.Identity, err == nil, nil
 }
 
-// Located reports whether a pod says that it has its certificate from somebody
-// else than outriggerd, and has that address now. Such a certificate names a
-// service account and no pod, so the address has to tell its pods apart.
+// Located reports whether a pod may have a certificate that names a service account
+// and no pod, and has that address now, which then has to tell its pods apart. It
+// may where it says that it has its certificate from somebody else than outriggerd,
+// or where the issuer may leave the pod out.
 func (v *Verifier) Located(ctx context.Context, id mesh.ProxyID, at netip.Addr) (bool, error) {
-	found := false
+	found, anyPod := false, v.cfg.MayNameNoPod != nil && v.cfg.MayNameNoPod()
 	_, err := v.find(ctx, id, func(pod *corev1.Pod) bool {
 		source, err := annotation.ParseIdentity(pod.Annotations)
-		found = err == nil && source.Volume != "" && hasAddress(pod, at)
+		found = (anyPod || err == nil && source.Volume != "") && hasAddress(pod, at)
 		return found
 	})
 	return found, err

@@ -73,9 +73,14 @@ func newSigner(t *testing.T, name string) *Signer {
 	home, set := newHome(t, name)
 	ca, err := OpenCA(t.Context(), home, CAConfig{TrustDomain: trustDomain})
 	must(t, err)
+	return signerOf(home, set, ca)
+}
+
+// signerOf is the signer of a mesh with that issuer.
+func signerOf(home Home, set *kubernetes.Clientset, issuer Issuer) *Signer {
 	return &Signer{
 		Verifier: NewVerifier(VerifierConfig{
-			Audience: name, SystemNamespace: name, Reviews: set.AuthenticationV1().TokenReviews(), Live: home.Client,
+			Audience: home.Mesh, SystemNamespace: home.Namespace, Reviews: set.AuthenticationV1().TokenReviews(), Live: home.Client,
 			InMesh: func(ctx context.Context, namespace string) (bool, error) {
 				var ns corev1.Namespace
 				err := home.Client.Get(ctx, client.ObjectKey{Name: namespace}, &ns)
@@ -83,7 +88,7 @@ func newSigner(t *testing.T, name string) *Signer {
 				return ok, client.IgnoreNotFound(err)
 			},
 		}),
-		Authorities: authoritiesOf(ca),
+		Authorities: authoritiesOf(issuer),
 	}
 }
 
@@ -340,5 +345,21 @@ func TestWhereAPodIs(t *testing.T) {
 				t.Errorf("%s at %s: got %t", tc.id, tc.at, got)
 			}
 		})
+	}
+
+	// Where the issuer may leave the pod out, every pod is told apart by its address.
+	signer.Verifier.cfg.MayNameNoPod = func() bool { return true }
+	ordinary := at("any", "mesh", nil)
+	host := at("any-on-the-host", "mesh", func(p *corev1.Pod) { p.Spec.HostNetwork = true })
+	for _, tc := range []struct {
+		id   mesh.ProxyID
+		at   string
+		want bool
+	}{{ordinary, "10.1.2.3", true}, {ordinary, "10.1.2.4", false}, {host, "10.1.2.3", false}} {
+		got, err := signer.Verifier.Located(t.Context(), tc.id, netip.MustParseAddr(tc.at))
+		must(t, err)
+		if got != tc.want {
+			t.Errorf("the issuer leaves the pod out: %s at %s: got %t", tc.id, tc.at, got)
+		}
 	}
 }

@@ -116,7 +116,7 @@ func (s *Server) located(ctx context.Context, leaf *x509.Certificate, id mesh.Pr
 		return refuse(codes.Unavailable, reasonLookup, "look up pod %s: %w", id, err)
 	case !ok:
 		return refuse(codes.PermissionDenied, reasonOtherPod,
-			"the certificate names no pod, which is for pods with the annotation outrigger.dev/identity that call from an address of theirs; pod %s is not such a pod at %s", id, address)
+			"the certificate names no pod, which is for pods that call from an address of theirs and have the annotation outrigger.dev/identity or an issuer of cert-manager; pod %s is not such a pod at %s", id, address)
 	default:
 		return nil
 	}

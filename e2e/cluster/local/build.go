@@ -25,6 +25,7 @@ type module struct {
 // testModules returns what tests run beside a cluster. No cluster waits for it.
 func testModules() []module {
 	return []module{
+		{"certmanager", map[string]string{"cert-manager": "."}},
 		{"vault", map[string]string{"vault": "."}},
 	}
 }
