@@ -160,3 +160,54 @@ func TestSlipsInValues(t *testing.T) {
 		t.Errorf("good values are refused: %v", err)
 	}
 }
+
+// TestCertManagerRights wants outriggerd to have cert-manager's kinds only where an
+// issuer of it is named, and never the right to approve.
+func TestCertManagerRights(t *testing.T) {
+	for set, want := range map[string]bool{
+		"": false,
+		"certificates.issuer=certManager,certificates.certManager.issuer=mesh": true,
+		"certificates.certManager.issuer=next":                                 true, // to rotate to
+	} {
+		chart, _, err := runCommand(t, "", "install", "--dry-run", "--set", set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(chart, "certificaterequests"); got != want {
+			t.Errorf("%q: outriggerd has rights for CertificateRequests: %t, want %t", set, got, want)
+		}
+		if strings.Contains(chart, "certificaterequests/") || strings.Contains(chart, "signers") {
+			t.Errorf("%q: outriggerd could approve its own requests", set)
+		}
+	}
+}
+
+// TestIngressGatewayCertificate wants a certificate for one service account, from an
+// issuer that can sign where it is.
+func TestIngressGatewayCertificate(t *testing.T) {
+	const values = "certificates.ingressGateway.namespace=ingress,certificates.ingressGateway.serviceAccount=nginx"
+	cases := map[string]struct{ set, want, problem string }{
+		"none":          {set: "", want: ""},
+		"ClusterIssuer": {set: values + ",certificates.certManager.issuer=mesh,certificates.certManager.kind=ClusterIssuer", want: "spiffe://cluster.local/ns/ingress/sa/nginx"},
+		"no issuer":     {set: values, problem: "certificates.certManager.issuer is empty"},
+		"no account":    {set: "certificates.ingressGateway.namespace=ingress,certificates.certManager.issuer=mesh,certificates.certManager.kind=ClusterIssuer", problem: "serviceAccount is empty"},
+		"elsewhere":     {set: values + ",certificates.certManager.issuer=mesh", problem: "signs in its own namespace only"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			chart, _, err := runCommand(t, "", "install", "--dry-run", "--set", tc.set)
+			if tc.problem != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.problem) {
+					t.Errorf("got %v, want an error with %q", err, tc.problem)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Contains(chart, "kind: Certificate\n"); got != (tc.want != "") || !strings.Contains(chart, tc.want) {
+				t.Errorf("a Certificate is made: %t; want %q", got, tc.want)
+			}
+		})
+	}
+}

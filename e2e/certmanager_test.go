@@ -1,0 +1,253 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
+	"github.com/outrigger-mesh/outrigger/e2e/harness"
+)
+
+// userPKI is what a user with cert-manager has: a root, and below it an
+// intermediate that signs, here one that ends so soon that all certificates are
+// renewed while the test looks.
+const userPKI = `apiVersion: cert-manager.io/v1
+kind: ClusterIssuer
+metadata: {name: e2e-self-signed}
+spec: {selfSigned: {}}
+---
+apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata: {name: root, namespace: %[1]s}
+spec:
+  isCA: true
+  commonName: Root of the user
+  secretName: root
+  privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}
+  issuerRef: {name: e2e-self-signed, kind: ClusterIssuer}
+---
+apiVersion: cert-manager.io/v1
+kind: ClusterIssuer
+metadata: {name: e2e-root}
+spec: {ca: {secretName: root}}
+---
+apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata: {name: intermediate, namespace: %[1]s}
+spec:
+  isCA: true
+  commonName: Intermediate of the user
+  secretName: intermediate
+  duration: 2m
+  renewBefore: 1m
+  privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}
+  issuerRef: {name: e2e-root, kind: ClusterIssuer}
+---
+apiVersion: cert-manager.io/v1
+kind: ClusterIssuer
+metadata: {name: e2e-mesh}
+spec: {ca: {secretName: intermediate}}
+`
+
+// TestCertManagerIsTheIssuer installs the mesh with cert-manager as issuer of all
+// certificates: those of workloads, of outriggerd, of the webhooks and of an ingress
+// controller outside of the mesh. OSM's criterion is that calls succeed before and
+// after each rotation of the certificates; here no call may fail during one either.
+// It does not run beside other tests.
+func TestCertManagerIsTheIssuer(t *testing.T) {
+	ctx := context.WithoutCancel(t.Context())
+	running, err := local.StartCertManager(ctx, cluster.Kubeconfig, t.TempDir(), "--cluster-resource-namespace="+prefix+"pki")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		err := local.RemoveCertManagerKinds(ctx, cluster.Kubeconfig)
+		running.Stop()
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	pki := &corev1.Namespace{}
+	pki.Name = prefix + "pki"
+	if err := cluster.Client.Create(t.Context(), pki); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.DeleteNamespaces(ctx, pki.Name); err != nil {
+			t.Error(err)
+		}
+	})
+	apply(t, userPKI, pki.Name)
+	ingress := namespace(t, "ingress", outsideMesh)
+	reinstall(
+		t, "", "certificates.issuer=certManager", "certificates.certManager.issuer=e2e-mesh",
+		"certificates.certManager.kind=ClusterIssuer", "certificates.workloadDuration=10m",
+		"webhook.certManager.enabled=true", "webhook.certManager.issuerRef.name=e2e-root", "webhook.certManager.issuerRef.kind=ClusterIssuer",
+		"certificates.ingressGateway.namespace="+ingress, "certificates.ingressGateway.serviceAccount=controller",
+	)
+	checkRoot(t, pki.Name)
+
+	ns := namespace(t, "on", inMesh)
+	pods := all(t, ns, httpEcho("server"), caller("client"))
+	server, agent := pods[0], pods[1]
+	allow(t, ns, "server", ns+"/client", ingress+"/controller")
+	url := echoURL(ns, "server", "/")
+	consecutive(t, agent, url, "200", 5)
+	got := echo(t, agent, url)
+	if want := "URI=" + spiffe(ns, "client"); !strings.Contains(strings.Join(got.Headers["X-Forwarded-Client-Cert"], ";"), want) {
+		t.Errorf("the application hears that its caller is %v, want %s", got.Headers["X-Forwarded-Client-Cert"], want)
+	}
+	fromIngress(t, ingress, server)
+
+	webhook := servedByWebhook(t, ingress)
+	var secret corev1.Secret
+	secret.Namespace, secret.Name = harness.SystemNamespace, "outrigger-webhook-certificate"
+	if err := cluster.Client.Delete(t.Context(), &secret); err != nil { // cert-manager makes another
+		t.Fatal(err)
+	}
+	stop := cluster.StartLoad(t.Context(), agent, url, "--concurrency", "2", "--rate", "20")
+	for round := range 2 {
+		renewed(t, server, agent)
+		t.Logf("rotation %d of both certificates", round+1)
+	}
+	load, err := stop()
+	if err == nil {
+		err = load.All("200")
+	}
+	if err != nil {
+		t.Errorf("calls while certificates were rotated twice: %v", err)
+	}
+	t.Logf("%d requests while certificates were rotated twice, none failed", load.Requests)
+	consecutive(t, agent, url, "200", 5)
+	if err := harness.Eventually(t.Context(), 3*time.Minute, func(context.Context) error {
+		if now := servedByWebhook(t, ingress); now == webhook {
+			return errors.New("the webhook serves the certificate of before")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	// Pods are still injected: the API server believes the webhook's certificate.
+	if pod, err := dryRun(t, app{name: "late", account: "default"}.podIn(ns)); err != nil || !isInjected(pod) {
+		t.Errorf("a pod after the webhook's certificate was renewed: %v", err)
+	}
+	eventually(t, noRequestsLeft)
+}
+
+// checkRoot wants the mesh to trust the user's root and nothing else.
+func checkRoot(t *testing.T, namespace string) {
+	t.Helper()
+	var secret corev1.Secret
+	if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: "root"}, &secret); err != nil {
+		t.Fatal(err)
+	}
+	var trust corev1.ConfigMap
+	eventually(t, func(ctx context.Context) error {
+		return cluster.Client.Get(ctx, client.ObjectKey{Namespace: harness.SystemNamespace, Name: "outrigger-trust"}, &trust)
+	})
+	if strings.TrimSpace(trust.Data["ca.crt"]) != strings.TrimSpace(string(secret.Data["tls.crt"])) {
+		t.Errorf("the mesh trusts\n%s\nwant the user's root\n%s", trust.Data["ca.crt"], secret.Data["tls.crt"])
+	}
+}
+
+// renewed waits until each pod has another certificate.
+func renewed(t *testing.T, pods ...corev1.Pod) {
+	t.Helper()
+	before := make([]string, len(pods))
+	for i, pod := range pods {
+		var err error
+		if before[i], err = leafOf(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, pod := range pods {
+		if err := harness.Eventually(t.Context(), 2*time.Minute, func(ctx context.Context) error {
+			now, err := leafOf(ctx, pod)
+			if err == nil && now == before[i] {
+				err = fmt.Errorf("pod %s has the certificate of before still", pod.Name)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// fromIngress calls as an ingress controller outside of the mesh does, with the
+// certificate in its Secret.
+func fromIngress(t *testing.T, namespace string, server corev1.Pod) {
+	t.Helper()
+	controller := caller("controller")
+	controller.change = func(spec *corev1.PodSpec) {
+		spec.Volumes = append(spec.Volumes, corev1.Volume{Name: "certificate", VolumeSource: corev1.VolumeSource{
+			Secret: &corev1.SecretVolumeSource{SecretName: "outrigger-ingress-certificate"},
+		}})
+		spec.Containers[0].VolumeMounts = append(spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "certificate", MountPath: "/certificate"})
+	}
+	pod := controller.run(t, namespace)
+	name := "8080.server." + server.Namespace + ".outrigger:8080"
+	target := "https://" + name + "/"
+	// curl verifies names of DNS only, and has no way to verify the server's identity.
+	call := []string{
+		"curl", "--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_code}", "--insecure",
+		"--resolve", name + ":" + server.Status.PodIP,
+	}
+	eventually(t, func(ctx context.Context) error {
+		result, err := cluster.Exec(ctx, pod, pod.Spec.Containers[0].Name, append(call, "--cert", "/certificate/tls.crt", "--key", "/certificate/tls.key", target)...)
+		if err == nil && result.Stdout != "200" {
+			err = fmt.Errorf("the ingress controller is answered %q %s", result.Stdout, result.Stderr)
+		}
+		return err
+	})
+	result, err := cluster.Exec(t.Context(), pod, pod.Spec.Containers[0].Name, append(call, target)...)
+	if err != nil || result.Stdout == "200" {
+		t.Errorf("without its certificate it is answered %q (%v)", result.Stdout, err)
+	}
+}
+
+// servedByWebhook returns the serial number of the certificate that the webhook
+// shows, as a pod sees it.
+func servedByWebhook(t *testing.T, namespace string) string {
+	t.Helper()
+	tunnel := ready(t, namespace, "app=controller")
+	var shown string
+	eventually(t, func(context.Context) error {
+		conn, err := cluster.Dial(t.Context(), tunnel, service(harness.SystemNamespace, "outrigger-webhook")+":443")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		client := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is only looked at
+		if err := client.HandshakeContext(t.Context()); err != nil {
+			return err
+		}
+		shown = client.ConnectionState().PeerCertificates[0].SerialNumber.String()
+		return nil
+	})
+	return shown
+}
+
+// noRequestsLeft wants no CertificateRequest of the mesh.
+func noRequestsLeft(ctx context.Context) error {
+	list := &unstructured.UnstructuredList{}
+	list.SetAPIVersion("cert-manager.io/v1")
+	list.SetKind("CertificateRequestList")
+	if err := cluster.Client.List(ctx, list, client.InNamespace(harness.SystemNamespace), client.HasLabels{"outrigger.dev/certificate-request"}); err != nil {
+		return err
+	}
+	if n := len(list.Items); n > 0 {
+		return fmt.Errorf("%d CertificateRequests are left", n)
+	}
+	return nil
+}
