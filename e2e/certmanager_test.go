@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -67,10 +68,14 @@ spec: {ca: {secretName: intermediate}}
 // It does not run beside other tests.
 func TestCertManagerIsTheIssuer(t *testing.T) {
 	ctx := context.WithoutCancel(t.Context())
-	running, err := local.StartCertManager(ctx, cluster.Kubeconfig, t.TempDir(), "--cluster-resource-namespace="+prefix+"pki")
-	if err != nil {
-		t.Fatal(err)
+	start := func() *local.CertManager {
+		running, err := local.StartCertManager(ctx, cluster.Kubeconfig, t.TempDir(), "--cluster-resource-namespace="+prefix+"pki")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return running
 	}
+	running := start()
 	t.Cleanup(func() {
 		err := local.RemoveCertManagerKinds(ctx, cluster.Kubeconfig)
 		running.Stop()
@@ -143,6 +148,30 @@ func TestCertManagerIsTheIssuer(t *testing.T) {
 		t.Errorf("a pod after the webhook's certificate was renewed: %v", err)
 	}
 	eventually(t, noRequestsLeft)
+
+	// While nobody answers, a pod that starts waits, and says for what.
+	running.Stop()
+	caller("waits").create(t, ns)
+	if err := harness.Eventually(t.Context(), 2*time.Minute, func(ctx context.Context) error { return declined(ctx, ns, "waits") }); err != nil {
+		t.Error(err)
+	}
+	running = start()
+	answers(t, ready(t, ns, "app=waits"), url, 403) // it has a certificate; policy does not allow its account
+	eventually(t, noRequestsLeft)
+}
+
+// declined wants a pod's users to have been told that its certificate was not signed.
+func declined(ctx context.Context, namespace, pod string) error {
+	events, err := cluster.Set.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=CertificateNotSigned,involvedObject.name=" + pod})
+	if err != nil {
+		return err
+	}
+	for _, event := range events.Items {
+		if strings.Contains(event.Message, "ClusterIssuer e2e-mesh") {
+			return nil
+		}
+	}
+	return fmt.Errorf("no Event on pod %s says what the issuer does: %v", pod, events.Items)
 }
 
 // checkRoot wants the mesh to trust the user's root and nothing else.

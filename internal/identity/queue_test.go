@@ -3,12 +3,15 @@ package identity
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -65,4 +68,22 @@ func TestQueueSaysWhenItWillBeEmpty(t *testing.T) {
 	wantBusy(t, "5 wait for 2 slots", q.busy("full"), 12*time.Second)
 	q.took = time.Hour
 	wantBusy(t, "the issuer hangs", q.busy("full"), latestReturn)
+}
+
+// TestWhoseCertificateWasDeclined wants those to be told whose issuer said no or
+// nothing, and nobody to be told that it is busy, which passes.
+func TestWhoseCertificateWasDeclined(t *testing.T) {
+	pod := mesh.ProxyID{Namespace: "shop", Pod: "cart-1", UID: "uid"}
+	var told []string
+	s := &Signer{Declined: func(whose mesh.ProxyID, why error) { told = append(told, whose.Pod+": "+why.Error()) }}
+	denied := declined(codes.PermissionDenied, ReasonDenied, "no certificates on Sundays")
+	wantRefusal(t, "what the issuer says stays", s.declined(pod, fmt.Errorf("have it issued: %w", denied)), codes.PermissionDenied, ReasonDenied)
+	if denied.RetryAfter != declinedRetry {
+		t.Errorf("whoever was denied comes back after %s, want %s", denied.RetryAfter, declinedRetry)
+	}
+	wantRefusal(t, "it says nothing", s.declined(pod, errors.New("no answer")), codes.Unavailable, ReasonIssuer)
+	wantRefusal(t, "it is busy", s.declined(pod, newQueue(1, 1).busy("full")), codes.ResourceExhausted, ReasonBusy)
+	if want := []string{"cart-1: no certificates on Sundays", "cart-1: no answer"}; !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
+	}
 }
