@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/outrigger-mesh/outrigger/internal/golden"
+	"github.com/outrigger-mesh/outrigger/internal/ingest"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 	"github.com/outrigger-mesh/outrigger/internal/why"
 )
 
@@ -151,5 +153,36 @@ func TestDenialsTellWhatWorks(t *testing.T) {
 	}
 	if len(seen) != 2 {
 		t.Errorf("%d kinds of denials tell what to run; the proxies of both ends should: %v", len(seen), seen)
+	}
+}
+
+// TestWhyKnowsTheTrustDomainsOfNow has callers named as denials name them while the
+// mesh changes its trust domain, and after.
+func TestWhyKnowsTheTrustDomainsOfNow(t *testing.T) {
+	opts := ingest.Options{TrustDomain: "cluster.local"}
+	acceptTrustDomains(&opts, rotation.State{
+		Signing: "next", Fading: []string{"older.mesh"},
+		Trusted: []rotation.Trusted{
+			{Authority: rotation.Authority{Name: "last", TrustDomain: "cluster.local"}},
+			{Authority: rotation.Authority{Name: "next", TrustDomain: "mesh.new"}},
+			{Authority: rotation.Authority{Name: "twin", TrustDomain: "mesh.new"}},
+		},
+	})
+	snap, problems := ingest.Build(ingest.Objects{}, opts)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for domain, known := range map[string]bool{"mesh.new": true, "cluster.local": true, "older.mesh": true, "mesh.evil": false} {
+		_, in, err := snap.Settings().ParseURI("spiffe://" + domain + "/ns/shop/sa/buyer")
+		if (err == nil) != known || known && in != domain {
+			t.Errorf("a caller of %s is known in %q, %v", domain, in, err)
+		}
+	}
+	if opts.TrustDomain != "mesh.new" {
+		t.Errorf("%s signs", opts.TrustDomain)
+	}
+	acceptTrustDomains(&opts, rotation.State{})
+	if opts.TrustDomain != "mesh.new" {
+		t.Error("a state that names nobody changed what is accepted")
 	}
 }

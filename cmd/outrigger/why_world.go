@@ -29,6 +29,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
 	"github.com/outrigger-mesh/outrigger/internal/manifest"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 	"github.com/outrigger-mesh/outrigger/internal/why"
 )
 
@@ -180,6 +181,13 @@ func (a *asking) ofCluster(ctx context.Context) (liveWorld, error) {
 	if err != nil {
 		return liveWorld{}, fmt.Errorf("read the arguments of outriggerd: %w", err)
 	}
+	now, err := controller.ReadAuthorities(ctx, c, a.systemNamespace)
+	switch {
+	case err == nil:
+		acceptTrustDomains(&opts, now.State)
+	case !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err): // then the chart's trust domain is what we know
+		return liveWorld{}, err
+	}
 	policy, err := a.policyReader(in)
 	if err != nil {
 		return liveWorld{}, err
@@ -190,6 +198,26 @@ func (a *asking) ofCluster(ctx context.Context) (liveWorld, error) {
 	}
 	settings := injector.Settings{SystemNamespace: a.systemNamespace, OSMMesh: chart.OSMMeshName, Redirect: chart.redirect()}
 	return liveWorld{World: a.newWorld(objs, nil, settings, opts), Reader: c}, nil
+}
+
+// acceptTrustDomains takes callers' names from the trust domains that the mesh accepts
+// now, of which the chart's may be none any more.
+func acceptTrustDomains(opts *ingest.Options, now rotation.State) {
+	signing, ok := now.Find(now.Signing)
+	if !ok {
+		return
+	}
+	opts.TrustDomain, opts.AlsoTrusted = signing.TrustDomain, nil
+	names := slices.Clone(now.Fading)
+	for _, t := range now.Trusted {
+		names = append(names, t.TrustDomain)
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if name != signing.TrustDomain {
+			opts.AlsoTrusted = append(opts.AlsoTrusted, mesh.TrustDomain{Name: name})
+		}
+	}
 }
 
 // policyReader reads the kinds of policy in the versions that the cluster has, as

@@ -11,8 +11,11 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/signing"
 	"github.com/outrigger-mesh/outrigger/internal/xds"
 )
 
@@ -144,5 +147,22 @@ func BenchmarkPublish(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/1000, "ms/push")
 		})
+	}
+}
+
+// BenchmarkCurrent is what it costs both ends that an agent asks who signs, over a
+// connection of its own.
+func BenchmarkCurrent(b *testing.B) {
+	w := newWorld(b, func(c *Config) {
+		c.AskRate, c.AskBurst = 1e9, 1e9
+		c.Log = logr.Discard()
+	})
+	for b.Loop() {
+		config := &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
+		conn, err := grpc.NewClient("passthrough:///"+w.address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+		must(b, err)
+		_, err = signing.NewCertificatesClient(conn).Current(b.Context(), &signing.CurrentRequest{})
+		must(b, err)
+		must(b, conn.Close())
 	}
 }

@@ -60,15 +60,19 @@ func newTestCA(t testing.TB) *testCA {
 	return &testCA{root: root, key: key}
 }
 
-// leaf returns a certificate that ends after the given time.
-func (ca *testCA) leaf(t testing.TB, uri, podUID string, lifetime time.Duration) *tls.Certificate {
+// leaf returns a certificate that ends after the given time; more are further URIs.
+func (ca *testCA) leaf(t testing.TB, uri, podUID string, lifetime time.Duration, more ...string) *tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
-	u, err := url.Parse(uri)
-	must(t, err)
+	var uris []*url.URL
+	for _, uri := range append([]string{uri}, more...) {
+		u, err := url.Parse(uri)
+		must(t, err)
+		uris = append(uris, u)
+	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{SerialNumber: podUID}, URIs: []*url.URL{u},
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{SerialNumber: podUID}, URIs: uris,
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(lifetime),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}

@@ -52,6 +52,10 @@ func TestTrustVerifiesByDomain(t *testing.T) {
 			}
 		})
 	}
+	two := parsed(t, old.leaf(t, id.URI(trustDomain), "", time.Hour, id.URI(newDomain)))
+	if _, err := trust.verify([]*x509.Certificate{two}); err == nil || !strings.Contains(err.Error(), "2 URIs") {
+		t.Errorf("a name of the new domain beside one of the old, of the old root: %v", err)
+	}
 	if _, err := trust.verify(nil); err == nil {
 		t.Error("no certificate at all is accepted")
 	}
