@@ -56,7 +56,7 @@ var layers = map[string]layer{
 		pure: true, ours: []string{"internal/api", "internal/api/conversion", "internal/annotation", "internal/ingest", "injector"},
 		outside: []string{"k8s.io/api/", "k8s.io/apimachinery/"},
 	},
-	"webhook":                 {ours: []string{"injector", "internal/annotation", "internal/api/conversion"}, outside: []string{"k8s.io/apiextensions-apiserver/pkg/apis/", "k8s.io/api/", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/", "github.com/go-logr/logr", "gomodules.xyz/jsonpatch/v2"}},
+	"webhook":                 {ours: []string{"injector", "internal/rotation", "internal/annotation", "internal/api/conversion"}, outside: []string{"k8s.io/apiextensions-apiserver/pkg/apis/", "k8s.io/api/", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/", "github.com/go-logr/logr", "gomodules.xyz/jsonpatch/v2"}},
 	"internal/limit":          {outside: []string{"golang.org/x/time/"}},
 	"internal/vault":          {},
 	"internal/signing":        {ours: []string{"internal/mesh"}, outside: []string{"google.golang.org/"}},

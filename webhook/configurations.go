@@ -113,6 +113,11 @@ func (o Options) refusing() []admissionregistrationv1.ValidatingWebhook {
 		// so an upgrade by server-side apply would leave half of it there.
 		off = append(off, admissionregistrationv1.MatchCondition{Name: "switched-on", Expression: "false"})
 	}
+	roots := rule("config.openservicemesh.io", []string{"meshrootcertificates"}, admissionregistrationv1.Create, admissionregistrationv1.Update)
+	roots.APIVersions = []string{"v1alpha2"}
+	list = append(list, o.refuse("roots", roots, &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+		selector("kubernetes.io/metadata.name", metav1.LabelSelectorOpIn, o.SystemNamespace),
+	}}, nil))
 	for _, way := range ways {
 		list = append(list,
 			o.refuse("annotations."+way.name, annotations, o.member(way.match...), annotated()),

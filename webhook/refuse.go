@@ -13,14 +13,21 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
 // judge refuses an object that says something which the mesh would not honour. It
 // believes the selectors: that an object comes here at all means that its
 // namespace is in the mesh. What it cannot read it lets in, because whatever is
 // wrong with an object that got in is reported on it later.
-func (h handler) judge(_ context.Context, r *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
-	faults, err := faultsOf(r)
+func (h handler) judge(ctx context.Context, r *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+	var faults []string
+	var err error
+	if r.Kind.Kind == "MeshRootCertificate" {
+		faults, err = h.faultsOfRoot(ctx, r)
+	} else {
+		faults, err = faultsOf(r)
+	}
 	if err != nil {
 		h.Log.Info("object is not understood", "namespace", r.Namespace, "kind", r.Kind.Kind, "name", r.Name, "error", err.Error())
 		return allowed()
@@ -75,6 +82,42 @@ func faultsOf(r *admissionv1.AdmissionRequest) ([]string, error) {
 		}
 	}
 	return faults, nil
+}
+
+// faultsOfRoot judges a MeshRootCertificate beside the others, which alone of all that
+// admission judges must be asked for.
+func (h handler) faultsOfRoot(ctx context.Context, r *admissionv1.AdmissionRequest) ([]string, error) {
+	after, err := rootOf(r.Object.Raw)
+	if err != nil {
+		return nil, err
+	}
+	after.Name = cmp.Or(after.Name, r.Name)
+	var before *rotation.Root
+	if len(r.OldObject.Raw) > 0 {
+		old, err := rootOf(r.OldObject.Raw)
+		if err != nil {
+			return nil, err
+		}
+		before = &old
+	}
+	others, err := h.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	others = slices.DeleteFunc(slices.Clone(others), func(other rotation.Root) bool { return other.Name == after.Name })
+	return rotation.JudgeRoot(r.Namespace, before, after, others), nil
+}
+
+func rootOf(raw []byte) (rotation.Root, error) {
+	var object struct {
+		metav1.ObjectMeta `json:"metadata"`
+
+		Spec any `json:"spec"`
+	}
+	if err := json.Unmarshal(raw, &object); err != nil {
+		return rotation.Root{}, fmt.Errorf("decode MeshRootCertificate: %w", err)
+	}
+	return rotation.ParseRoot(object.Name, object.Spec)
 }
 
 // checkTarget wants a TrafficTarget to be where its destination is: whoever owns

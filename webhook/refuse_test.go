@@ -1,9 +1,13 @@
 package webhook
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/go-logr/logr/testr"
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admission/v1"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -18,6 +22,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/injector"
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
 // trafficTarget is one in a namespace, whose destination is in another one, or not
@@ -215,7 +220,7 @@ func TestRefusalsAskedFor(t *testing.T) {
 }
 
 // TestRefusalsInTheMeshOnly wants one webhook of each kind to select a namespace
-// that is in the mesh, and none another one.
+// that is in the mesh, and none another one but the system namespace.
 func TestRefusalsInTheMeshOnly(t *testing.T) {
 	for name, ns := range namespaces() {
 		var want []string
@@ -224,6 +229,9 @@ func TestRefusalsInTheMeshOnly(t *testing.T) {
 			want = []string{"annotations.mesh", "traffictargets.mesh"}
 		case injector.MatchOSM:
 			want = []string{"annotations.osm", "traffictargets.osm"}
+		}
+		if name == options().SystemNamespace { // which has the mesh's roots, and nothing of the mesh else
+			want = []string{"roots"}
 		}
 		selected := map[string]bool{}
 		for hook, w := range refusing(options()) {
@@ -242,5 +250,36 @@ func TestRefusalsInTheMeshOnly(t *testing.T) {
 		if diff := cmp.Diff(wanted, selected); diff != "" {
 			t.Errorf("namespace %s (-want +got):\n%s", name, diff)
 		}
+	}
+}
+
+// TestRootsAreJudgedBesideTheOthers wants OSM's message for a second active root.
+func TestRootsAreJudgedBesideTheOthers(t *testing.T) {
+	root := func(name, role string) []byte {
+		return fmt.Appendf(nil, `{"metadata":{"name":%q},"spec":{"role":%q,"trustDomain":"d","provider":{"tresor":{"ca":{"secretRef":{"name":"s"}}}}}}`, name, role)
+	}
+	others := func(context.Context) ([]rotation.Root, error) {
+		first, err := rootOf(root("first", rotation.RoleActive))
+		second, err2 := rootOf(root("second", rotation.RoleInactive))
+		return []rotation.Root{first, second}, errors.Join(err, err2)
+	}
+	h := handler{Config{Log: testr.New(t), Roots: others}}
+	request := func(object, old []byte) *admissionv1.AdmissionRequest {
+		return &admissionv1.AdmissionRequest{
+			Kind: metav1.GroupVersionKind{Kind: "MeshRootCertificate"}, Namespace: "sys", Object: runtime.RawExtension{Raw: object}, OldObject: runtime.RawExtension{Raw: old},
+		}
+	}
+	response := h.judge(t.Context(), request(root("third", rotation.RoleActive), nil))
+	if want := "cannot create MRC sys/third with active role. An MRC with this role already exists in the control plane namespace."; response.Allowed || response.Result.Message != want {
+		t.Errorf("a second active root: %+v; want %q", response.Result, want)
+	}
+	if response := h.judge(t.Context(), request(root("second", rotation.RolePassive), root("second", rotation.RoleInactive))); !response.Allowed {
+		t.Errorf("the next step of a rotation is refused: %s", response.Result.Message)
+	}
+	h.Roots = func(context.Context) ([]rotation.Root, error) {
+		return nil, errors.New("the API server does not answer")
+	}
+	if response := h.judge(t.Context(), request(root("third", rotation.RoleActive), nil)); !response.Allowed {
+		t.Error("what cannot be judged is refused; it is judged again before it is followed")
 	}
 }

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/outrigger-mesh/outrigger/injector"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
 // maxBody is more than the API server sends: an object and its old version, each
@@ -28,13 +29,16 @@ type Namespaces interface {
 	Namespace(ctx context.Context, name string) (*corev1.Namespace, error)
 }
 
-// Config is what a handler needs. All fields but Adjust and Observe are required.
+// Config is what a handler needs. All fields but Adjust, Roots and Observe are
+// required.
 type Config struct {
 	// Settings must be valid. Adjust, where there is one, puts what has changed since
 	// into a copy of them, for each request.
 	Settings   injector.Settings
 	Adjust     func(*injector.Settings)
 	Namespaces Namespaces
+	// Roots returns all MeshRootCertificates of the system namespace; nil is none.
+	Roots func(context.Context) ([]rotation.Root, error)
 	// Observe is told each verdict about a pod that is really to be created; it
 	// must not block. See [Counter].
 	Observe func(injector.Verdict)
@@ -48,6 +52,9 @@ type handler struct{ Config }
 func New(c Config) http.Handler {
 	if c.Observe == nil {
 		c.Observe = func(injector.Verdict) {}
+	}
+	if c.Roots == nil {
+		c.Roots = func(context.Context) ([]rotation.Root, error) { return nil, nil }
 	}
 	h := handler{c}
 	mux := http.NewServeMux()

@@ -123,6 +123,16 @@ func (a *authorities) want(cmd *cobra.Command, change func(now controller.Author
 	return a.watch(cmd, from)
 }
 
+// undecided returns an error where MeshRootCertificates say who signs.
+func (a *authorities) undecided(ctx context.Context, now controller.Authorities) error {
+	roots := controller.RootReader{Client: a.client, Namespace: a.systemNamespace}
+	goal, err := roots.Goal(ctx, now.State)
+	if err == nil && goal != nil {
+		err = fmt.Errorf("the MeshRootCertificates of namespace %s say who signs; edit their roles, or delete them to use this command", a.systemNamespace)
+	}
+	return err
+}
+
 // who is the user of the API server, for the record.
 func (a *authorities) who(ctx context.Context) string {
 	review := &authenticationv1.SelfSubjectReview{}
@@ -255,6 +265,9 @@ The exit status is 0 when the rotation is done, 2 when watching ended before.`,
 					want.Forced = union(want.Forced, force)
 					return nil
 				}
+				if err := a.undecided(cmd.Context(), now); err != nil {
+					return err
+				}
 				if r := now.State.Rotation; r != nil {
 					return fmt.Errorf("a rotation to %s is under way; undo it, or wait for its end", r.Goal.Sign)
 				}
@@ -321,6 +334,9 @@ to the authority of before. A rotation that is done is undone by rotating again.
 				if now.State.Rotation == nil {
 					return errAtRest
 				}
+				if err := a.undecided(cmd.Context(), now); err != nil {
+					return err
+				}
 				want.Undo, want.Paused = true, false
 				return nil
 			})
@@ -348,9 +364,15 @@ restarted. A mesh that works is cut in the meantime, so --yes is required.`,
 				return errors.New("recover cuts every connection that is made before pods know the new root; if the root has ended or is lost, say --yes")
 			}
 			return a.want(cmd, func(now controller.Authorities, want *rotation.Control) error {
+				if err := a.undecided(cmd.Context(), now); err != nil {
+					return err
+				}
 				next, err := a.authority(cmd.Context(), t, now)
 				if err != nil {
 					return err
+				}
+				if signing, _ := now.State.Find(now.State.Signing); next.TrustDomain != signing.TrustDomain {
+					return fmt.Errorf("the trust domain would be %s; to recover only %s is allowed, which is the one that pods know: rotate to another one after that", next.TrustDomain, signing.TrustDomain)
 				}
 				*want = rotation.Control{Goal: rotation.Goal{Sign: next, Recover: true}, By: a.who(cmd.Context()), Chart: t.chart}
 				return nil

@@ -45,9 +45,10 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 	}
 	p.serving = identity.NewServing(&p.authorities, p.cfg.namespace, p.cfg.leaf)
 	p.ready = append(p.ready, p.serving.Ready)
+	roots := &controller.RootReader{Client: p.direct, Namespace: p.cfg.namespace}
 	rotator := controller.NewRotator(controller.RotatorConfig{
 		Cache: p.mgr.GetCache(), Client: p.direct, Lookup: p.lookup, First: p.cfg.authority,
-		Open: p.follower.Also, Opened: p.follower.Seen,
+		Open: p.follower.Also, Opened: p.follower.Seen, Roles: roots.Goal, Told: roots.Tell,
 		Events: p.mgr.GetEventRecorder("outriggerd"), Log: p.log.WithName("rotation"), Metrics: metrics.Registry,
 	})
 	p.follower.Authorities, p.follower.Open, p.follower.Log = &p.authorities, p.openIssuer, p.log.WithName("authorities")

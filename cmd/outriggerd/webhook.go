@@ -33,7 +33,8 @@ func (p *plane) wireWebhook(ending context.Context, _ *rest.Config) error {
 		return fmt.Errorf("register the metrics of admission: %w", err)
 	}
 	handler := webhook.New(webhook.Config{
-		// From the cache alone: admission asks nobody.
+		// From the cache alone: admission of pods asks nobody.
+		Roots:    (&controller.RootReader{Client: p.direct, Namespace: p.cfg.namespace}).Roots,
 		Settings: settings, Adjust: p.inDomains, Namespaces: controller.Lookup{Cached: p.mgr.GetCache()},
 		Observe: observe, Log: p.log.WithName("webhook"),
 	})

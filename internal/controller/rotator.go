@@ -25,6 +25,8 @@ const (
 	rootWarning = 60 * 24 * time.Hour
 	// stuck is how long nobody moves before an Event says for whom a step waits.
 	stuck = 2 * time.Minute
+	// roles is how often the objects that Roles reads are looked at.
+	roles = 10 * time.Second
 )
 
 // A RotatorConfig says what a Rotator looks at. All fields but Roles are required.
@@ -108,6 +110,9 @@ func (r *Rotator) Start(ctx context.Context) error {
 			next = again
 		case state != nil:
 			next = pace(state)
+			if r.cfg.Roles != nil {
+				next = min(next, roles)
+			}
 		}
 		tick.Reset(next)
 	}

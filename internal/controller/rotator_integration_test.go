@@ -14,6 +14,7 @@ import (
 	"github.com/go-logr/logr/testr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -51,8 +52,10 @@ func newTurning(t *testing.T) *turning {
 	}
 	t.Cleanup(server.Stop)
 	scheme := runtime.NewScheme()
-	if err := clientscheme.AddToScheme(scheme); err != nil {
-		t.Fatal(err)
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, apiextensionsv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
 	}
 	w := &turning{t: t, away: map[string]bool{}, events: events.NewFakeRecorder(1000)}
 	if w.admin, err = client.New(server.Config, client.Options{Scheme: scheme}); err != nil {
@@ -156,8 +159,10 @@ func builtIn(name, domain string) rotation.Authority {
 func (w *turning) rotator() (stop func()) {
 	var mu sync.Mutex
 	open := []rotation.Authority{builtIn("a", "old")}
+	roots := &RootReader{Client: w.admin, Namespace: rotatedNamespace}
 	r := NewRotator(RotatorConfig{
 		Cache: w.informers, Client: w.admin, Lookup: w.lookup, First: builtIn("a", "old"),
+		Roles: roots.Goal, Told: roots.Tell,
 		Open: func(also []rotation.Authority) {
 			mu.Lock()
 			defer mu.Unlock()

@@ -236,6 +236,31 @@ func TestProblems(t *testing.T) {
 	}
 }
 
+// TestUnknownSignerCountsByItsRoot holds what replicas that were restarted know: where
+// a certificate leads to, and not who signed it.
+func TestUnknownSignerCountsByItsRoot(t *testing.T) {
+	s := NewState(authority("a", "d"), "")
+	s.Trusted = append(s.Trusted, Trusted{Authority: authority("b", "d")}, Trusted{Authority: authority("c", "other")})
+	seen := Seen{Prints: map[string][]string{"a": {"r1"}, "b": {"r1", "r2"}, "c": {"r1"}}}
+	for name, tc := range map[string]struct {
+		leaf *Leaf
+		want bool
+	}{
+		"known":                  {&Leaf{Authority: "b"}, true},
+		"known to be another's":  {&Leaf{Authority: "a", Domain: "d", Root: "r1"}, false},
+		"a root of its own":      {&Leaf{Domain: "d", Root: "r2"}, true},
+		"a root that both have":  {&Leaf{Domain: "d", Root: "r1"}, true},
+		"another root":           {&Leaf{Domain: "d", Root: "r3"}, false},
+		"another trust domain":   {&Leaf{Domain: "other", Root: "r1"}, false},
+		"nobody knows the leaf":  {nil, false},
+		"it says nothing at all": {&Leaf{}, false},
+	} {
+		if got := seen.signedBy(tc.leaf, s, "b"); got != tc.want {
+			t.Errorf("%s: counts %t; want %t", name, got, tc.want)
+		}
+	}
+}
+
 func TestSettle(t *testing.T) {
 	w := newWorld(t, authority("a", "d"), 1)
 	w.want.Goal = Goal{Sign: authority("b", "d")}

@@ -1,0 +1,173 @@
+//go:build integration
+
+package controller
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
+)
+
+// rootCRD is OSM's, as far as it matters here.
+const rootCRD = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: meshrootcertificates.config.openservicemesh.io}
+spec:
+  group: config.openservicemesh.io
+  scope: Namespaced
+  names: {kind: MeshRootCertificate, listKind: MeshRootCertificateList, plural: meshrootcertificates, singular: meshrootcertificate, shortNames: [mrc]}
+  versions:
+    - name: v1alpha2
+      served: true
+      storage: true
+      subresources: {status: {}}
+      schema:
+        openAPIV3Schema:
+          type: object
+          properties:
+            spec:
+              type: object
+              required: [provider, role]
+              x-kubernetes-preserve-unknown-fields: true
+            status: {type: object, x-kubernetes-preserve-unknown-fields: true}
+`
+
+// rootOf is a MeshRootCertificate of the built-in provider.
+func rootOf(name, role string) *unstructured.Unstructured {
+	u := &unstructured.Unstructured{Object: map[string]any{
+		"spec": map[string]any{
+			"role": role, "trustDomain": "old",
+			"provider": map[string]any{"tresor": map[string]any{"ca": map[string]any{"secretRef": map[string]any{"name": name, "namespace": rotatedNamespace}}}},
+		},
+	}}
+	u.SetGroupVersionKind(rootKind())
+	u.SetNamespace(rotatedNamespace)
+	u.SetName(name)
+	return u
+}
+
+func (w *turning) installRoots() {
+	w.t.Helper()
+	crd := &apiextensionsv1.CustomResourceDefinition{}
+	if err := yaml.Unmarshal([]byte(rootCRD), crd); err != nil {
+		w.t.Fatal(err)
+	}
+	w.create(crd)
+	eventually(w.t, "MeshRootCertificates are served", func() error {
+		list := &unstructured.UnstructuredList{}
+		list.SetGroupVersionKind(rootKind())
+		return w.admin.List(w.t.Context(), list)
+	})
+}
+
+// role edits the role of a MeshRootCertificate.
+func (w *turning) role(name, role string) {
+	w.t.Helper()
+	patch := fmt.Sprintf(`{"spec":{"role":%q}}`, role)
+	if err := w.admin.Patch(w.t.Context(), rootOf(name, ""), client.RawPatch("application/merge-patch+json", []byte(patch))); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// conditions of a MeshRootCertificate, "Type=Status message" each.
+func (w *turning) conditions(name string) string {
+	w.t.Helper()
+	u := rootOf(name, "")
+	if err := w.admin.Get(w.t.Context(), client.ObjectKeyFromObject(u), u); err != nil {
+		w.t.Fatal(err)
+	}
+	found, _, err := unstructured.NestedSlice(u.Object, "status", "conditions")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	text, err := json.Marshal(found)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var conditions []metav1.Condition
+	if err := json.Unmarshal(text, &conditions); err != nil {
+		w.t.Fatal(err)
+	}
+	var lines []string
+	for _, c := range conditions {
+		lines = append(lines, fmt.Sprintf("%s=%s %s", c.Type, c.Status, c.Message))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// TestMeshRootCertificates edits roles as OSM's end-to-end test does, with a pod that
+// is away while a step would cut it.
+func TestMeshRootCertificates(t *testing.T) {
+	w := newTurning(t)
+	pods := []*corev1.Pod{w.pod("shop", "one", nil), w.pod("shop", "two", nil)}
+	w.replica("outriggerd-1", pods)
+	defer w.rotator()()
+	w.read()
+	w.installRoots()
+	w.create(rootOf("a", rotation.RoleActive))
+	w.create(rootOf("b", rotation.RoleInactive))
+
+	settled := func(step, signs, trusts, a, b string) {
+		t.Helper()
+		eventually(t, step, func() error {
+			s := w.read().State
+			if got := strings.Join(s.Names(), "+"); s.Rotation != nil || s.Signing != signs || got != trusts {
+				return fmt.Errorf("%s signs and %s is trusted; want %s and %s", s.Signing, got, signs, trusts)
+			}
+			for name, want := range map[string]string{"a": a, "b": b} {
+				got := w.conditions(name)
+				for _, c := range strings.Fields(want) {
+					if !strings.Contains(got, c+" ") {
+						return fmt.Errorf("%s is\n%s\nwant %s", name, got, want)
+					}
+				}
+			}
+			return nil
+		})
+	}
+	const signing, validating, unused = "Accepted=True ValidatingRollout=True IssuingRollout=True", "Accepted=True ValidatingRollout=True IssuingRollout=False", "Accepted=True ValidatingRollout=False IssuingRollout=False"
+	settled("1: a active", "a", "a", signing, unused)
+	w.role("b", rotation.RolePassive)
+	settled("2: b passive", "a", "a+b", signing, validating)
+	w.role("b", rotation.RoleActive)
+	settled("3: both active", "a", "a+b", signing, validating)
+	w.role("a", rotation.RolePassive)
+	settled("4: a passive", "b", "a+b", validating, signing)
+
+	w.mu.Lock()
+	w.away[string(pods[1].UID)] = true
+	w.mu.Unlock()
+	w.role("a", rotation.RoleInactive)
+	eventually(t, "leaving a waits for the pod that is away", func() error {
+		if got := w.conditions("a"); !strings.Contains(got, "shop/two") {
+			return fmt.Errorf("a is\n%s", got)
+		}
+		return nil
+	})
+	w.mu.Lock()
+	w.away = map[string]bool{}
+	w.mu.Unlock()
+	settled("5: a inactive", "b", "b", unused, signing)
+
+	w.role("b", rotation.RolePassive)
+	eventually(t, "no active root changes nothing, and is told", func() error {
+		if got := w.conditions("b"); !strings.Contains(got, "Accepted=False 0 MeshRootCertificates are active and 1 passive") {
+			return fmt.Errorf("b is\n%s", got)
+		}
+		return nil
+	})
+	if s := w.read().State; s.Signing != "b" || s.Rotation != nil {
+		t.Errorf("the mesh moved: %s", s.JSON())
+	}
+}
