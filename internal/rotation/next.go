@@ -133,8 +133,8 @@ func (s State) leaving(seen Seen, extra []string) Progress {
 		t, _ := s.Find(name)
 		return t.Used
 	})
-	if !used {
-		return Progress{What: "have no certificate of the authority that leaves"}
+	if !used { // replicas may still serve with one
+		return s.count(seen, "have no certificate of the authority that leaves", func(Pod) string { return "" })
 	}
 	var stay []string
 	for _, a := range s.Rotation.Goal.All() {

@@ -203,6 +203,22 @@ func TestUndoWaitsForNobodyBeforeTheNewOneSigned(t *testing.T) {
 	}
 }
 
+// TestEveryReplicaServesBeforeTheOldOneLeaves holds that an outriggerd whose own
+// certificate is not new yet is not cut off from the pods.
+func TestEveryReplicaServesBeforeTheOldOneLeaves(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 1)
+	w.want.Goal = Goal{Sign: authority("b", "d")}
+	for w.state.Serving != "b" {
+		w.turn(nil)
+	}
+	seen := w.seen()
+	seen.Replicas = append(seen.Replicas, Replica{Name: "slow", Heard: true, Generation: w.state.Generation, Serving: "a"})
+	next, progress := Next(w.state, w.want, seen, w.now.Add(time.Hour))
+	if len(next.Trusted) != 2 || progress.Of != 2 || progress.Replicas != 1 || len(progress.Behind) != 1 {
+		t.Errorf("trusted are %v, %+v", next.Names(), progress)
+	}
+}
+
 func TestPause(t *testing.T) {
 	w := newWorld(t, authority("a", "d"), 3)
 	w.want.Goal = Goal{Sign: authority("b", "d")}
