@@ -199,6 +199,19 @@ func TestSignedCertificates(t *testing.T) {
 	if issued := w.Issued(); len(issued) != 0 {
 		t.Errorf("a certificate that has ended is remembered: %+v", issued)
 	}
+
+	// However many pods ask, memory has an end; those that are known stay up to date.
+	w.mu.Lock()
+	for n := range maxIssued {
+		uid := fmt.Sprintf("uid-%d", n)
+		w.issued[uid] = Issued{UID: uid}
+	}
+	w.mu.Unlock()
+	must(t, sign(w.ca, "uid-0"))
+	must(t, sign(w.ca, "uid-too-many"))
+	if issued := w.Issued(); len(issued) != maxIssued || issued[0].UID != "uid-0" || issued[0].Root == "" {
+		t.Errorf("%d are remembered, of at most %d; the first is %+v", len(issued), maxIssued, issued[0])
+	}
 }
 
 func TestCurrent(t *testing.T) {
