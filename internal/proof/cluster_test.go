@@ -30,10 +30,11 @@ type cluster struct {
 	egress   bool // likewise
 }
 
-// build is what the mesh makes of a cluster.
-func (c cluster) build(roots string) *mesh.Snapshot {
+// build is what the mesh makes of a cluster, and of further trust domains that it
+// accepts.
+func (c cluster) build(roots string, also ...mesh.TrustDomain) *mesh.Snapshot {
 	opts := ingest.Options{
-		AllowEgress: c.egress, TrustDomain: trustDomain, ClusterDomain: clusterDomain, TrustBundle: roots,
+		AllowEgress: c.egress, TrustDomain: trustDomain, ClusterDomain: clusterDomain, TrustBundle: roots, AlsoTrusted: also,
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, SystemNamespace: "outrigger-system",
 	}
 	if !c.enforced {

@@ -30,6 +30,7 @@ const usualEnvoyMeshes = 8
 // and a real Envoy for those with a sidecar. It plays one cluster after another.
 type stage struct {
 	ca      *envoytest.CA
+	newCA   *envoytest.CA // of newDomain
 	cache   *xds.Cache
 	hosts   map[string]*envoytest.Host // by the pod's namespace/name
 	envoys  map[string]*envoytest.Envoy
@@ -40,7 +41,7 @@ type stage struct {
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	s := &stage{
-		ca: envoytest.NewCA(t), cache: xds.NewCache(),
+		ca: envoytest.NewCA(t), newCA: envoytest.NewCA(t), cache: xds.NewCache(),
 		hosts: map[string]*envoytest.Host{}, envoys: map[string]*envoytest.Envoy{}, names: map[account]tls.Certificate{},
 	}
 	network := envoytest.NewNetwork(t)
@@ -66,7 +67,7 @@ func newStage(t *testing.T) *stage {
 		if a.sidecar {
 			h.Redirect(t)
 			s.envoys[name] = envoytest.Start(t, envoytest.Pod{
-				Namespace: a.namespace, Name: a.name, ServiceAccount: who.name, Network: h.Name, Certificate: s.ca.Secret(t, uri(who)),
+				Namespace: a.namespace, Name: a.name, ServiceAccount: who.name, Network: h.Name, Certificate: s.authority(who).Secret(t, uri(who)),
 			})
 		}
 	}
@@ -77,13 +78,31 @@ func newStage(t *testing.T) *stage {
 // foreignName is what answers at the Service outside the mesh.
 const foreignName = "foreign"
 
+// newDomain is what the mesh is moving to. Some of the cast have certificates of it
+// already, and what may be called must not depend on that.
+const newDomain = "mesh.new"
+
+func moved(who account) bool { return who.namespace == "b" || who.name == "two" }
+
 func uri(who account) string {
-	return mesh.Identity{Namespace: who.namespace, ServiceAccount: who.name}.URI(trustDomain)
+	domain := trustDomain
+	if moved(who) {
+		domain = newDomain
+	}
+	return mesh.Identity{Namespace: who.namespace, ServiceAccount: who.name}.URI(domain)
+}
+
+// authority signs for an account.
+func (s *stage) authority(who account) *envoytest.CA {
+	if moved(who) {
+		return s.newCA
+	}
+	return s.ca
 }
 
 func (s *stage) certificate(t *testing.T, who account) tls.Certificate {
 	t.Helper()
-	chain, key := s.ca.Sign(t, uri(who))
+	chain, key := s.authority(who).Sign(t, uri(who))
 	out, err := tls.X509KeyPair(chain, key)
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +149,7 @@ func serve(t *testing.T, h *envoytest.Host, address, name string) {
 // play configures all Envoys for a cluster.
 func (s *stage) play(t *testing.T, c cluster) {
 	t.Helper()
-	snap := c.build(s.ca.Bundle())
+	snap := c.build(s.ca.Bundle(), mesh.TrustDomain{Name: newDomain, Bundle: s.newCA.Bundle()})
 	sets := map[string]*xds.Set{}
 	for name, e := range s.envoys {
 		ns, pod, _ := strings.Cut(name, "/")
