@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/big"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -244,5 +245,18 @@ func TestPolling(t *testing.T) {
 		if earliest < want*6/10 || latest > want*14/10 || latest-earliest < want/3 {
 			t.Errorf("with certificates of %s, outriggerd is asked again after %s to %s; want about %s, spread", life, earliest, latest, want)
 		}
+	}
+}
+
+// TestCertificateOfTwoURIs holds that a name is not believed that comes beside one of
+// another trust domain.
+func TestCertificateOfTwoURIs(t *testing.T) {
+	root := newRoot(t)
+	trusted := accepted{{Name: "new", Roots: roots{root}}, {Name: "old", Roots: roots{root}}}
+	leaf := &x509.Certificate{URIs: []*url.URL{
+		{Scheme: "spiffe", Host: "old", Path: "/ns/shop/sa/thief"}, {Scheme: "spiffe", Host: "new", Path: "/ns/outrigger-system/sa/outriggerd"},
+	}}
+	if err := trusted.verify([]*x509.Certificate{leaf}, x509.ExtKeyUsageServerAuth); err == nil || !strings.Contains(err.Error(), "2 URIs") {
+		t.Errorf("got %v", err)
 	}
 }
