@@ -60,6 +60,8 @@ type world struct {
 	nodes    []string                                                                 // ids of nodes that opened a stream, with their certificate
 	address  string
 	app      string
+	// environment of the agent, besides what pods have.
+	environment []string
 }
 
 func newWorld(t *testing.T) *world {
@@ -185,11 +187,11 @@ func (w *world) commandOf(binary string, args ...string) *exec.Cmd {
 	}
 	flags := []string{"-state", w.dir + "/state", "-token", w.dir + "/token", "-trust", w.dir + "/ca.crt", "-identity", w.dir + "/identity"}
 	command := exec.Command(binary, append(flags, args...)...)
-	command.Env = []string{
+	command.Env = append([]string{
 		asAgent + "=1",
 		bootstrap.EnvPodNamespace + "=bookstore", bootstrap.EnvPodName + "=store-1", bootstrap.EnvPodUID + "=u-1",
 		bootstrap.EnvServiceAccount + "=store", bootstrap.EnvPodIPs + "=127.0.0.1",
-	}
+	}, w.environment...)
 	return command
 }
 

@@ -25,7 +25,7 @@ type config struct {
 	namespace                                 string
 	pod, podUID                               string // this replica's own
 	trafficPolicy, egress                     string
-	clusterTrustBundle                        string
+	clusterTrustBundle, minimumTLS            string
 	authority                                 identity.Authority // of the mesh's first start
 	vaultTokenFile                            string
 	serviceCIDRs                              prefixes
@@ -74,6 +74,7 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.StringVar(&c.egress, "egress", "allow", "allow or deny, where a namespace does not say")
 	f.Var(&c.serviceCIDRs, "service-cidrs", "ranges of ClusterIPs (default: asked from the API server)")
 	f.StringVar(&c.clusterTrustBundle, "cluster-trust-bundle", "auto", "auto or never: whether pods get the roots as a ClusterTrustBundle where all nodes can")
+	f.StringVar(&c.minimumTLS, "minimum-tls-version", "1.3", "1.3 or 1.2: what clients of pods in the mesh speak at least; proxies themselves speak 1.3")
 	f.DurationVar(&c.leaf, "workload-certificate-duration", 24*time.Hour, "how long a workload's certificate is valid")
 	authority := f.String("authority", `{"builtIn":{}}`, "who signs, as JSON; without a trustDomain it is of the mesh's")
 	f.StringVar(&c.vaultTokenFile, "vault-token-file", "/var/run/secrets/outrigger.dev/vault/token", "outriggerd's service account token for Vault's Kubernetes login")
@@ -142,6 +143,7 @@ func (c config) validate() error {
 	name("cluster-domain", c.clusterDomain)
 	oneOf("traffic-policy", c.trafficPolicy, "permissive", "enforced")
 	oneOf("egress", c.egress, "allow", "deny")
+	oneOf("minimum-tls-version", c.minimumTLS, "1.3", "1.2")
 	oneOf("cluster-trust-bundle", c.clusterTrustBundle, "auto", "never")
 	oneOf("image-pull-policy", c.proxy.pullPolicy, "Always", "IfNotPresent", "Never")
 	if c.leaf < 10*time.Minute || c.leaf > 30*24*time.Hour {

@@ -71,6 +71,7 @@ func (c config) ingest(cidrs []netip.Prefix, domains []mesh.TrustDomain) ingest.
 		Mode: mode, AllowEgress: c.egress == "allow",
 		TrustDomain: domains[0].Name, ClusterDomain: c.clusterDomain, TrustBundle: domains[0].Bundle,
 		AlsoTrusted:  domains[1:],
+		OldTLS:       c.minimumTLS == "1.2",
 		ServiceCIDRs: cidrs, OSMMeshName: c.osmMesh, SystemNamespace: c.namespace,
 	}
 }

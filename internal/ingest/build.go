@@ -38,6 +38,7 @@ type Options struct {
 	ClusterDomain string // the DNS domain of Services; for apex names written in full
 	TrustBundle   string // PEM
 	AlsoTrusted   []mesh.TrustDomain
+	OldTLS        bool // clients of the mesh's servers may speak TLS 1.2
 	ServiceCIDRs  []netip.Prefix
 
 	// OSMMeshName is the OSM mesh whose namespaces are ours too; empty is none.
@@ -60,6 +61,7 @@ func Build(objs Objects, opts Options) (*mesh.Snapshot, []Problem) {
 		ClusterDomain: opts.ClusterDomain,
 		TrustBundle:   opts.TrustBundle,
 		AlsoTrusted:   opts.AlsoTrusted,
+		OldTLS:        opts.OldTLS,
 		ServiceCIDRs:  opts.ServiceCIDRs,
 	}
 	b.nodes()

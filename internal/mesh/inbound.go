@@ -10,7 +10,7 @@ import (
 func (s *Snapshot) inbound(w *Workload) *Inbound {
 	key := w.Identity.String() + text(w.Ports)
 	return s.inbounds.get(key, func() *Inbound {
-		in := &Inbound{Identity: w.Identity}
+		in := &Inbound{Identity: w.Identity, OldTLS: s.Settings().OldTLS}
 		in.TrustDomain, in.AlsoTrusted = s.trust.callerDomains()
 		for _, p := range w.Ports {
 			in.Ports = append(in.Ports, s.inboundPort(w.Identity, p))

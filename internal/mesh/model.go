@@ -29,6 +29,8 @@ type Settings struct {
 	// change of the trust domain that signs. TrustDomain is not among them. One is left
 	// in two steps, see [TrustDomain].
 	AlsoTrusted []TrustDomain `json:"alsoTrusted,omitempty"`
+	// OldTLS lets clients in that speak TLS 1.2. Proxies themselves speak 1.3.
+	OldTLS bool `json:"oldTLS,omitempty"`
 	// ServiceCIDRs are the ranges of ClusterIPs. Inside them only what policy
 	// allows is reachable; nothing is passed through.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`

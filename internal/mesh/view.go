@@ -22,7 +22,8 @@ type Inbound struct {
 	TrustDomain string        `json:"trustDomain"`
 	AlsoTrusted []string      `json:"alsoTrusted,omitempty"`
 	Identity    Identity      `json:"identity"`
-	Ports       []InboundPort `json:"ports,omitempty"` // by port number
+	OldTLS      bool          `json:"oldTLS,omitempty"` // clients may speak TLS 1.2
+	Ports       []InboundPort `json:"ports,omitempty"`  // by port number
 }
 
 // An InboundPort is a port that a workload serves to the mesh.

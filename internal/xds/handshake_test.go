@@ -50,6 +50,7 @@ func TestHandshakesOfStrangers(t *testing.T) {
 			}
 			tc.change(config)
 			c := tls.Client(raw, config)
+			defer c.Close()
 			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 			_, err = fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: store\r\nConnection: close\r\n\r\n")
 			answer := make([]byte, 64)
@@ -65,6 +66,47 @@ func TestHandshakesOfStrangers(t *testing.T) {
 				t.Errorf("TLS %x with key exchange %s; want 1.3 with X25519MLKEM768", state.Version, state.CurveID)
 			}
 		})
+	}
+}
+
+// TestOldTLSWhereItIsAllowed has a client that knows TLS 1.2 only, and one of today,
+// which must not be talked down.
+func TestOldTLSWhereItIsAllowed(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	serveHTTP(t, s.host, ":8080", "app")
+	view := s.view(mesh.InboundPort{Port: 8080, Mode: mesh.Permissive, Protocol: mesh.HTTP})
+	inbound := *view.Inbound
+	inbound.OldTLS = true
+	view.Inbound = &inbound
+	apply(t, s.envoy, view)
+	for want, most := range map[uint16]uint16{tls.VersionTLS12: tls.VersionTLS12, tls.VersionTLS13: tls.VersionTLS13} {
+		raw, err := s.peer.Dial(t.Context(), "tcp", "10.1.0.2:8080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := tls.Client(raw, &tls.Config{
+			Certificates: []tls.Certificate{certificate(t, s.ca, buyer.URI(trustDomain))}, ServerName: "8080.store.books.outrigger",
+			MaxVersion: most, InsecureSkipVerify: true, // the client is the stranger here
+		})
+		if err := c.HandshakeContext(t.Context()); err != nil || c.ConnectionState().Version != want {
+			t.Errorf("a client of %s gets %s, %v", tls.VersionName(most), tls.VersionName(c.ConnectionState().Version), err)
+		}
+		c.Close()
+		raw, err = s.peer.Dial(t.Context(), "tcp", "10.1.0.2:8080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stranger := tls.Client(raw, &tls.Config{ServerName: "8080.store.books.outrigger", MaxVersion: most, InsecureSkipVerify: true})
+		_ = stranger.SetDeadline(time.Now().Add(10 * time.Second))
+		_, err = fmt.Fprint(stranger, "GET / HTTP/1.1\r\nHost: store\r\n\r\n")
+		if err == nil {
+			_, err = stranger.Read(make([]byte, 1))
+		}
+		if err == nil {
+			t.Errorf("a client of %s without a certificate is let in", tls.VersionName(most))
+		}
+		stranger.Close()
 	}
 }
 

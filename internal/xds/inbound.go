@@ -138,6 +138,9 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 		if c != nil {
 			match.TransportProtocol = "tls"
 			match.ServerNames = []string{"*" + serverNameSuffix}
+			if in.OldTLS {
+				c.TlsParams.TlsMinimumProtocolVersion = tlsv3.TlsParameters_TLSv1_2
+			}
 			out.TransportSocket = e.serverTLS(c)
 		}
 		chains = append(chains, out)
