@@ -117,8 +117,8 @@ func reinstall(t *testing.T, objects string, values ...string) {
 	}
 }
 
-// installWithVault installs a mesh for which Vault signs.
-func installWithVault(t *testing.T, vault *local.Vault) {
+// installWithVault installs a mesh that may log in to Vault, and that issuer.
+func installWithVault(t *testing.T, vault *local.Vault, issuer string) {
 	t.Helper()
 	ca := "\n    " + strings.ReplaceAll(strings.TrimSpace(string(vault.CA)), "\n", "\n    ")
 	reinstall(t, fmt.Sprintf(`
@@ -128,7 +128,7 @@ metadata: {namespace: %s, name: vault-ca}
 stringData:
   ca.crt: |%s
 `, harness.SystemNamespace, ca),
-		"certificates.issuer=vault", "certificates.workloadDuration=1h", "certificates.vault.address="+vault.Address,
+		"certificates.issuer="+issuer, "certificates.workloadDuration=1h", "certificates.vault.address="+vault.Address,
 		"certificates.vault.mount="+vaultMount, "certificates.vault.role=mesh", "certificates.vault.caSecret=vault-ca",
 		"certificates.vault.kubernetes.role=outriggerd")
 }
@@ -154,7 +154,7 @@ func leafOf(ctx context.Context, pod corev1.Pod) (string, error) {
 			return certificate.Chain[0].Serial, nil
 		}
 	}
-	return "", errors.New("Envoy has no certificate") //nolint:staticcheck // a name
+	return "", errors.New("Envoy has no certificate")
 }
 
 // signedAgain waits until the Envoys of pods have certificates that were signed after
@@ -183,7 +183,7 @@ func signedAgain(t *testing.T, pods ...corev1.Pod) {
 // seals and restarts Vault under traffic. It does not run beside other tests.
 func TestVaultSigns(t *testing.T) {
 	vault := startVault(t, map[string]any{"max_ttl": "60s"})
-	installWithVault(t, vault)
+	installWithVault(t, vault, "vault")
 	ns, outside := namespace(t, "on", inMesh), namespace(t, "outside", outsideMesh)
 	buyer, stranger, urls := openStore(t, ns)
 	httpEcho("server").create(t, ns)
@@ -228,6 +228,32 @@ func TestVaultSigns(t *testing.T) {
 	late := caller("late")
 	late.account = "client"
 	consecutive(t, late.run(t, ns), urls[0], "200", 5)
+}
+
+// TestRotationToVault moves a mesh from its own CA to Vault, with another root and an
+// issuer of another kind, under traffic. It does not run beside other tests.
+func TestRotationToVault(t *testing.T) {
+	vault := startVault(t, nil)
+	installWithVault(t, vault, "builtIn")
+	ns, outside := namespace(t, "on", inMesh), namespace(t, "outside", outsideMesh)
+	buyer, stranger, urls := openStore(t, ns)
+	httpEcho("server").create(t, ns)
+	visitor := caller("visitor").run(t, outside)
+	server := ready(t, ns, "app=server")
+	v := keepVigil(t, buyer, urls...)
+	to := fmt.Sprintf(`{vault: {address: %q, mount: %s, role: mesh, caSecret: vault-ca, kubernetes: {role: outriggerd}}}`, vault.Address, vaultMount)
+	said, err := cluster.CLI(t.Context(), "certificate", "rotate", "--to", to, "--wait", "5m")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, cluster.Report(t.Context(), harness.SystemNamespace))
+	}
+	t.Log(said)
+	consecutive(t, stranger, urls[0], "403", 5)
+	v.end(t)
+	chain := handshake(t, visitor, server).ConnectionState().PeerCertificates
+	checkLeaf(t, chain, spiffe(ns, "server"), string(server.UID))
+	if chain[0].Issuer.CommonName != "Root of "+vaultMount {
+		t.Errorf("%s signed; want Vault", chain[0].Issuer)
+	}
 }
 
 // saysSealed waits until a pod's agent has asked in vain, and wants it to say why in

@@ -42,6 +42,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	identities "github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 	"github.com/outrigger-mesh/outrigger/internal/server"
 )
 
@@ -72,6 +73,7 @@ func fleetIssuers() map[string]func(*testing.T, *fleet) identities.Issuer {
 	return map[string]func(*testing.T, *fleet) identities.Issuer{
 		"built-in":     fleetBuiltIn,
 		"cert-manager": fleetCertManager,
+		"Vault":        fleetVault,
 	}
 }
 
@@ -372,6 +374,28 @@ func fleetCertManager(t *testing.T, f *fleet) identities.Issuer {
 	if root := issuer.Roots()[0]; root.PublicKeyAlgorithm != x509.ECDSA {
 		t.Fatalf("the root's key is %s", root.PublicKeyAlgorithm)
 	}
+	return issuer
+}
+
+// fleetVault is a role of a real Vault's PKI engine, asked with a token from a Secret.
+func fleetVault(t *testing.T, f *fleet) identities.Issuer {
+	t.Helper()
+	running, err := local.StartVault(t.Context(), t.TempDir(), "127.0.0.1")
+	check(t, err)
+	t.Cleanup(running.Stop)
+	check(t, running.MakePKI(t.Context(), "pki", "mesh", "cluster.local", nil))
+	token, err := running.MakeToken(t.Context(), "pki", "mesh", nil)
+	check(t, err)
+	check(t, f.admin.Create(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: fleetSystem, Name: "vault"}, StringData: map[string]string{"token": token},
+	}))
+	issuer, err := identities.OpenVault(t.Context(), f.home, identities.VaultConfig{Authority: "measured", Vault: rotation.Vault{
+		Address: running.Address, Mount: "pki", Role: "mesh", CABundle: string(running.CA),
+		Token: &rotation.SecretKey{Secret: "vault", Key: "token"},
+	}})
+	check(t, err)
+	f.publish(t, issuer)
+	f.follow(t, func(ctx context.Context) error { return issuer.Run(ctx, logr.Discard()) })
 	return issuer
 }
 
