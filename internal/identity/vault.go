@@ -64,7 +64,7 @@ func OpenVault(ctx context.Context, home Home, cfg VaultConfig) (*Vault, error) 
 	var err error
 	switch {
 	case cfg.Vault.Roots != "":
-		v.roots, err = parseCertificates([]byte(cfg.Vault.Roots))
+		v.roots, err = onlyRoots([]byte(cfg.Vault.Roots))
 	case len(cfg.Known.Roots) > 0:
 		v.roots = cfg.Known.Roots
 	case cfg.Known.Fresh: // an authority of that name may have been another one once

@@ -496,7 +496,12 @@ func TestVaultIntermediate(t *testing.T) {
 	chain, err := v.issue(ctx, t, v.open(t), time.Hour)
 	must(t, err)
 	if len(chain) != 2 {
-		t.Errorf("the chain has %d certificates; want the leaf and the intermediate", len(chain))
+		t.Fatalf("the chain has %d certificates; want the leaf and the intermediate", len(chain))
+	}
+	// Envoy wants a chain to end at a root.
+	v.config.Vault.Roots = string(encodeCertificates(chain[1]))
+	if _, err := OpenVault(ctx, v.home, v.config); err == nil || !strings.Contains(err.Error(), "is not a root") {
+		t.Errorf("got error %v; want that an intermediate is no root", err)
 	}
 }
 
