@@ -95,8 +95,9 @@ func parseLoad(result Result) (Load, error) {
 // which returns what was counted. Only one may run in a pod.
 func (c *Cluster) StartLoad(ctx context.Context, pod corev1.Pod, url string, flags ...string) (stop func() (Load, error)) {
 	container := pod.Spec.Containers[0].Name
-	// The shell writes down its process id, and becomes the load.
-	script := `echo $$ > /tmp/load.pid; exec /bookstore load --requests 0 --duration 10m --url "$@"`
+	// The shell writes down its process id, and becomes the load. A pod may have several.
+	file := fmt.Sprintf("/tmp/load-%d.pid", time.Now().UnixNano())
+	script := `echo $$ > ` + file + `; exec /bookstore load --requests 0 --duration 10m --url "$@"`
 	command := append([]string{"/bin/sh", "-c", script, "sh", url}, flags...)
 	type end struct {
 		result Result
@@ -110,7 +111,7 @@ func (c *Cluster) StartLoad(ctx context.Context, pod corev1.Pod, url string, fla
 	return func() (Load, error) {
 		// The load may not have begun yet.
 		err := Eventually(ctx, time.Minute, func(ctx context.Context) error {
-			killed, err := c.Exec(ctx, pod, container, "/bin/sh", "-c", "kill -TERM $(cat /tmp/load.pid)")
+			killed, err := c.Exec(ctx, pod, container, "/bin/sh", "-c", "kill -TERM $(cat "+file+")")
 			if err == nil && killed.Code != 0 {
 				err = errors.New(killed.Stderr)
 			}
