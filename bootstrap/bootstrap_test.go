@@ -149,7 +149,10 @@ func TestConfigRefusesHalfANode(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	// What %ENVIRONMENT(...)% stands for in what the control plane sends.
-	want := []string{"POD_NAMESPACE=bookstore", "POD_NAME=bookstore-v1-5d9c", "SERVICE_ACCOUNT=bookstore-v1", "IDENTITY=spiffe://cluster.local/ns/bookstore/sa/bookstore-v1"}
+	want := []string{
+		"POD_NAMESPACE=bookstore", "POD_NAME=bookstore-v1-5d9c", "SERVICE_ACCOUNT=bookstore-v1", "OTEL_RESOURCE_ATTRIBUTES=service.name=bookstore-v1.bookstore,k8s.namespace.name=bookstore,k8s.pod.name=bookstore-v1-5d9c,k8s.pod.uid=6f1e-77",
+		"IDENTITY=spiffe://cluster.local/ns/bookstore/sa/bookstore-v1",
+	}
 	if diff := cmp.Diff(want, bootstrap.Environment(plain, node)); diff != "" {
 		t.Errorf("Envoy's environment (-want +got):\n%s", diff)
 	}

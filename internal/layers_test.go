@@ -38,7 +38,7 @@ var layers = map[string]layer{
 	},
 	"internal/xds": {
 		pure: true, ours: []string{"internal/mesh", "bootstrap"},
-		outside: []string{"github.com/envoyproxy/go-control-plane/", "google.golang.org/protobuf/", "sigs.k8s.io/yaml"},
+		outside: []string{"github.com/envoyproxy/go-control-plane/", "github.com/cncf/xds/go/", "cel.dev/expr", "google.golang.org/protobuf/", "sigs.k8s.io/yaml"},
 	},
 	"injector": {
 		pure: true, ours: []string{"internal/annotation", "internal/iptables", "bootstrap", "internal/mesh"},

@@ -145,6 +145,9 @@ func TestSlipsInValues(t *testing.T) {
 		"proxy.cpulimit=1":                  "cpulimit",
 		"proxy.concurrency=1000":            "concurrency",
 		"exclusions.inboundPorts={70000}":   "inboundPorts",
+		"tracing.sampling=101":              "tracing/sampling",
+		"tracing.sampling=0.005":            "tracing/sampling",
+		"tracing.collector=otel.watch":      "tracing/collector",
 		"clusterTrustBundle=always":         "'auto', 'never'",
 		"certificates.builtIn.secret=My_CA": "certificates/builtIn/secret",
 		"certificates.issuer=tresor":        "'builtIn', 'certManager', 'vault'",
@@ -155,7 +158,7 @@ func TestSlipsInValues(t *testing.T) {
 			t.Errorf("%s: %v does not say %s", set, err, want)
 		}
 	}
-	good := []string{"--set", "proxy.cpuLimit=1", "--set", "image.tag=7", "--set", "serviceCIDRs={10.0.0.0/16}", "--set", "exclusions.outboundPorts={1,2}", "--set", "controlPlane.affinity=null"}
+	good := []string{"--set", "proxy.cpuLimit=1", "--set", "image.tag=7", "--set", "tracing.sampling=0.07", "--set", "tracing.collector=otel.watch.svc:4317", "--set", "serviceCIDRs={10.0.0.0/16}", "--set", "exclusions.outboundPorts={1,2}", "--set", "controlPlane.affinity=null"}
 	if _, _, err := runCommand(t, "", append([]string{"install", "--dry-run"}, good...)...); err != nil {
 		t.Errorf("good values are refused: %v", err)
 	}

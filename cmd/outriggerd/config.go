@@ -29,6 +29,7 @@ type config struct {
 	authority                                 identity.Authority // of the mesh's first start
 	vaultTokenFile                            string
 	serviceCIDRs                              prefixes
+	tracing                                   tracingConfig
 
 	proxy    proxyConfig
 	webhook  webhookConfig
@@ -48,6 +49,9 @@ type proxyConfig struct {
 	excludeIn, excludeOut              ports
 	excludeCIDRs, includeCIDRs         prefixes
 }
+
+// tracingConfig is where spans go; an empty collector is none.
+type tracingConfig struct{ collector, sampling string }
 
 type webhookConfig struct {
 	address       string
@@ -78,6 +82,8 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.DurationVar(&c.leaf, "workload-certificate-duration", 24*time.Hour, "how long a workload's certificate is valid")
 	authority := f.String("authority", `{"builtIn":{}}`, "who signs, as JSON; without a trustDomain it is of the mesh's")
 	f.StringVar(&c.vaultTokenFile, "vault-token-file", "/var/run/secrets/outrigger.dev/vault/token", "outriggerd's service account token for Vault's Kubernetes login")
+	f.StringVar(&c.tracing.collector, "tracing-collector", "", "HOST:PORT of a collector that takes OTLP over gRPC; empty: nothing is traced")
+	f.StringVar(&c.tracing.sampling, "tracing-sampling", "1", "percentage of requests that are traced, where neither a Service nor a namespace says")
 	f.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 
 	f.StringVar(&c.proxy.image, "proxy-image", "", "image of the sidecar")
@@ -146,6 +152,9 @@ func (c config) validate() error {
 	oneOf("minimum-tls-version", c.minimumTLS, "1.3", "1.2")
 	oneOf("cluster-trust-bundle", c.clusterTrustBundle, "auto", "never")
 	oneOf("image-pull-policy", c.proxy.pullPolicy, "Always", "IfNotPresent", "Never")
+	if _, err := c.tracing.mesh(); err != nil {
+		errs = append(errs, err)
+	}
 	if c.leaf < 10*time.Minute || c.leaf > 30*24*time.Hour {
 		errs = append(errs, fmt.Errorf("--workload-certificate-duration is %s; 10m to 720h are allowed", c.leaf))
 	}

@@ -23,6 +23,10 @@ func TestParseConfig(t *testing.T) {
 		"an argument":    {reason: "a flag without dashes is told", args: append(good, "egress=deny"), want: []string{"egress=deny"}},
 		"address":        {reason: "a URI constraint cannot be an address", args: append(good, "--trust-domain=10.0.0.1"), want: []string{"trustDomain", "10.0.0.1", "address"}},
 		"CA's Secret":    {reason: "it is the name of an object", args: append(good, `--authority={"builtIn":{"secret":"My CA"}}`), want: []string{"--authority", "builtIn.secret", "My CA"}},
+		"collector":      {reason: "an address and a name", args: append(good, "--tracing-collector=otel.watch.svc:4317", "--tracing-sampling=0.25")},
+		"no port":        {reason: "a collector has one", args: append(good, "--tracing-collector=otel.watch"), want: []string{"--tracing-collector", "otel.watch", "HOST:PORT"}},
+		"bare collector": {reason: "proxies are in many namespaces", args: append(good, "--tracing-collector=otel:4317"), want: []string{"--tracing-collector", "otel:4317", "namespace or domain"}},
+		"sampling":       {reason: "Envoy knows no parts of a hundredth", args: append(good, "--tracing-sampling=0.001"), want: []string{"--tracing-sampling", "0.001", "two decimals"}},
 		"trust domain":   {reason: "it becomes part of a URI", args: append(good, "--trust-domain=a/b"), want: []string{"--trust-domain", "a/b"}},
 	}
 	env := func(name string) string {

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/outrigger-mesh/outrigger/injector"
@@ -67,18 +71,39 @@ func (c config) ingest(cidrs []netip.Prefix, domains []mesh.TrustDomain) ingest.
 	if c.trafficPolicy == "permissive" {
 		mode = mesh.Permissive
 	}
+	tracing, _ := c.tracing.mesh() // validate has asked
 	return ingest.Options{
 		Mode: mode, AllowEgress: c.egress == "allow",
 		TrustDomain: domains[0].Name, ClusterDomain: c.clusterDomain, TrustBundle: domains[0].Bundle,
 		AlsoTrusted:  domains[1:],
 		OldTLS:       c.minimumTLS == "1.2",
 		ServiceCIDRs: cidrs, OSMMeshName: c.osmMesh, SystemNamespace: c.namespace,
+		Tracing: tracing,
 	}
 }
 
 // trustOf returns what proxies verify their peers against under some options.
 func trustOf(o ingest.Options) *mesh.Trust {
 	return mesh.Settings{TrustDomain: o.TrustDomain, TrustBundle: o.TrustBundle, AlsoTrusted: o.AlsoTrusted}.Trust()
+}
+
+// mesh returns where spans go, or nil if nowhere.
+func (t tracingConfig) mesh() (*mesh.Tracing, error) {
+	sampling, ok := annotation.ParseSampling(t.sampling)
+	if !ok {
+		return nil, fmt.Errorf("--tracing-sampling is %q; a number from 0 to 100 with at most two decimals is allowed", t.sampling)
+	}
+	if t.collector == "" {
+		return nil, nil //nolint:nilnil // nothing is traced, and nothing is wrong
+	}
+	host, port, err := net.SplitHostPort(t.collector)
+	number, portErr := strconv.ParseUint(port, 10, 16)
+	_, notAddress := netip.ParseAddr(host)
+	named := strings.Contains(host, ".") && len(validation.IsDNS1123Subdomain(strings.TrimSuffix(host, "."))) == 0
+	if err != nil || portErr != nil || number == 0 || notAddress != nil && !named {
+		return nil, fmt.Errorf("--tracing-collector is %q; HOST:PORT is allowed, where HOST is an address, or a name with its namespace or domain", t.collector)
+	}
+	return &mesh.Tracing{Host: host, Port: uint16(number), Sampling: sampling}, nil
 }
 
 // rangeKinds are what ranges reads. A ClusterIP of a range that is not yet known

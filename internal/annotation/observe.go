@@ -1,6 +1,7 @@
 package annotation
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
@@ -14,11 +15,40 @@ const AccessLog = "outrigger.dev/access-log"
 
 const allowedAccessLog = "on, off or errors"
 
+// TraceSampling says of how many requests to a Service spans are made, in percent.
+// It counts where the mesh has a collector.
+const TraceSampling = "outrigger.dev/trace-sampling"
+
+const allowedSampling = "a number from 0 to 100 with at most two decimals, such as 5 or 0.25"
+
+// ParseSampling reads a percentage. Envoy counts in hundredths of a percent, so a
+// finer one is not allowed.
+func ParseSampling(text string) (mesh.Sampling, bool) {
+	whole, decimals, dotted := strings.Cut(text, ".")
+	if dotted && (decimals == "" || len(decimals) > 2) {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(whole+(decimals + "00")[:2], 10, 16)
+	return mesh.Sampling(n), err == nil && whole != "" && n <= uint64(mesh.Always)
+}
+
+// parseSampling returns it as a namespace or a Service has it, which may say none.
+func parseSampling(text string) (*mesh.Sampling, bool) {
+	s, ok := ParseSampling(text)
+	return &s, ok
+}
+
 func observeSubject() subject {
 	return subject{
-		title: "What is logged",
+		title: "What is logged and traced",
 		text:  "See [observability.md](observability.md). Case does not matter.",
 		keys: []Key{{
+			Name: TraceSampling, On: Namespace | Service, Type: "number", Unit: "percent", Allowed: allowedSampling, Default: "the chart's",
+			Effect: "of how many HTTP requests to a Service spans are made, where the chart names a collector. The proxy that a request meets first decides, the caller's or, without one, the server's, " +
+				"and what the caller itself has decided is kept: a request with `traceparent` is traced if that says so, whatever stands here",
+			Otherwise: "what the namespace says, or else the chart, holds",
+			Valid:     valid(ParseSampling),
+		}, {
 			Name: AccessLog, On: Namespace | Service, Type: "word", Allowed: allowedAccessLog, Default: "errors",
 			Effect: "which calls leave a line in the access log: `errors` those that were denied or failed, `on` all, `off` none. " +
 				"A namespace decides for what its pods are sent and what they send, a Service for what its pods are sent for it",

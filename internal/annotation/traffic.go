@@ -80,6 +80,7 @@ func ParseTraffic(annotations map[string]string, base mesh.Traffic) mesh.Traffic
 	set(annotations, OutlierInterval, parsePeriod, &base.Pool.Outlier.Interval)
 	set(annotations, OutlierEjectionTime, parsePeriod, &base.Pool.Outlier.EjectionTime)
 	set(annotations, LoadBalancer, parseBalancer, &base.Pool.LoadBalancer)
+	set(annotations, TraceSampling, parseSampling, &base.Sampling)
 	return base
 }
 

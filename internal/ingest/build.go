@@ -40,6 +40,7 @@ type Options struct {
 	AlsoTrusted   []mesh.TrustDomain
 	OldTLS        bool // clients of the mesh's servers may speak TLS 1.2
 	ServiceCIDRs  []netip.Prefix
+	Tracing       *mesh.Tracing // nil is none
 
 	// OSMMeshName is the OSM mesh whose namespaces are ours too; empty is none.
 	OSMMeshName string
@@ -63,6 +64,7 @@ func Build(objs Objects, opts Options) (*mesh.Snapshot, []Problem) {
 		AlsoTrusted:   opts.AlsoTrusted,
 		OldTLS:        opts.OldTLS,
 		ServiceCIDRs:  opts.ServiceCIDRs,
+		Tracing:       opts.Tracing,
 	}
 	b.nodes()
 	b.namespaces()

@@ -2,6 +2,23 @@ package ingest
 
 import "github.com/outrigger-mesh/outrigger/internal/mesh"
 
+// samples lets a Service say how many requests to a port of a pod are traced. Of
+// several Services, the one that wants most has its way.
+func (p *pod) samples(port uint16, s *mesh.Sampling) {
+	if old := p.sampled[port]; s != nil && (old == nil || *s > *old) {
+		p.sampled[port] = s
+	}
+}
+
+// sampling returns how many requests to a Service port are traced. Requests to the
+// collector itself are not: each span would make another.
+func (b *builder) sampling(name mesh.PortName, said *mesh.Sampling) *mesh.Sampling {
+	if collector, ok := b.opts.Tracing.Service(b.opts.ClusterDomain); ok && collector == name {
+		return new(mesh.Sampling)
+	}
+	return said
+}
+
 // logs lets a Service say what calls to a port of a pod are logged. Of several
 // Services, the one that wants most has its way.
 func (p *pod) logs(port uint16, log mesh.AccessLog) {

@@ -28,6 +28,7 @@ type pod struct {
 	ips      []netip.Addr
 	ports    map[uint16]claim // what Services lead to, if it has a proxy
 	logged   map[uint16]mesh.AccessLog
+	sampled  map[uint16]*mesh.Sampling
 	leads    map[uint16][]lead
 	policies map[uint16]*mesh.PortPolicy // of the same ports; nil where the namespace's holds
 	mtls     annotation.Demand
@@ -44,7 +45,7 @@ func (b *builder) pods() {
 			continue
 		}
 		p := &pod{
-			Pod: o, sidecar: sidecar(o), ended: ended(o), ports: map[uint16]claim{}, leads: map[uint16][]lead{}, logged: map[uint16]mesh.AccessLog{},
+			Pod: o, sidecar: sidecar(o), ended: ended(o), ports: map[uint16]claim{}, leads: map[uint16][]lead{}, logged: map[uint16]mesh.AccessLog{}, sampled: map[uint16]*mesh.Sampling{},
 			identity: mesh.Identity{Namespace: o.Namespace, ServiceAccount: cmp.Or(o.Spec.ServiceAccountName, "default")},
 		}
 		if p.hasProxy = p.sidecar && !p.ended; p.hasProxy {
@@ -119,7 +120,9 @@ func (b *builder) workloads() {
 			MutualTLSOnly: cmp.Or(p.mtls, b.namespaceWords[p.Namespace].mtls) == annotation.Strict,
 		}
 		for port, c := range p.ports {
-			w.Ports = append(w.Ports, mesh.WorkloadPort{Port: port, Protocol: c.protocol, Policy: p.policies[port], AccessLog: b.log(p, port)})
+			w.Ports = append(w.Ports, mesh.WorkloadPort{
+				Port: port, Protocol: c.protocol, Policy: p.policies[port], AccessLog: b.log(p, port), Sampling: p.sampled[port],
+			})
 		}
 		b.parts.Workloads = append(b.parts.Workloads, w)
 	}

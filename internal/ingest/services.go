@@ -108,6 +108,7 @@ func (b *builder) meshService(o *corev1.Service, in []*discoveryv1.EndpointSlice
 	for _, p := range tcpPorts(o) {
 		svc := newService(o, p)
 		svc.InMesh, svc.Unserved, svc.Traffic = true, unserved, traffic
+		svc.Traffic.Sampling = b.sampling(svc.Name, traffic.Sampling)
 		targets := make([]uint16, len(pods))
 		for i, pod := range pods {
 			svc.Identities = append(svc.Identities, pod.identity)
@@ -132,6 +133,7 @@ func (b *builder) meshService(o *corev1.Service, in []*discoveryv1.EndpointSlice
 				if logged {
 					pod.logs(targets[i], log)
 				}
+				pod.samples(targets[i], svc.Traffic.Sampling)
 				pod.leads[targets[i]] = append(pod.leads[targets[i]], lead{word, svc.Name.Port})
 				b.targetPods[svc.Name] = append(b.targetPods[svc.Name], targetPod{pod, targets[i]})
 			}

@@ -25,6 +25,9 @@ func faults(p Parts) []error {
 		}
 		accepted[d.Name] = true
 	}
+	if err := p.Settings.Tracing.fault(); err != nil {
+		fault("tracing: %w", err)
+	}
 	inMesh := map[string]bool{}
 	for _, n := range p.Namespaces {
 		if inMesh[n.Name] {

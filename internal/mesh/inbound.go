@@ -10,7 +10,7 @@ import (
 func (s *Snapshot) inbound(w *Workload) *Inbound {
 	key := w.Identity.String() + text(w.Ports)
 	return s.inbounds.get(key, func() *Inbound {
-		in := &Inbound{Identity: w.Identity, OldTLS: s.Settings().OldTLS}
+		in := &Inbound{Identity: w.Identity, OldTLS: s.Settings().OldTLS, Traced: s.traced()}
 		in.TrustDomain, in.AlsoTrusted = s.trust.callerDomains()
 		for _, p := range w.Ports {
 			in.Ports = append(in.Ports, s.inboundPort(w.Identity, p))
@@ -23,7 +23,7 @@ func (s *Snapshot) inbound(w *Workload) *Inbound {
 func (s *Snapshot) inboundPort(server Identity, p WorkloadPort) InboundPort {
 	policy := s.policy(server.Namespace, p.Policy)
 	out := InboundPort{
-		Port: p.Port, Protocol: p.Protocol, AccessLog: p.AccessLog,
+		Port: p.Port, Protocol: p.Protocol, AccessLog: p.AccessLog, Sampling: s.sampling(p.Sampling),
 		Mode: policy.Mode, ModeBy: cmp.Or(policy.ModeBy, s.namespaces[server.Namespace].ModeBy),
 	}
 	if out.Mode == Permissive {

@@ -34,6 +34,8 @@ type Settings struct {
 	// ServiceCIDRs are the ranges of ClusterIPs. Inside them only what policy
 	// allows is reachable; nothing is passed through.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
+	// Tracing is nil where nothing is traced.
+	Tracing *Tracing `json:"tracing,omitempty"`
 }
 
 // A Mode says what happens to a call that no Grant speaks of. The zero Mode is
@@ -164,6 +166,9 @@ type WorkloadPort struct {
 	Policy *PortPolicy `json:"policy,omitempty"`
 	// AccessLog is what holds here, whoever said it.
 	AccessLog AccessLog `json:"accessLog,omitempty"`
+	// Sampling counts for requests that no other proxy has decided about. It is nil
+	// where the mesh's holds.
+	Sampling *Sampling `json:"sampling,omitempty"`
 }
 
 // A ServiceName names a Kubernetes Service.

@@ -39,6 +39,7 @@ func (s *Snapshot) outbound(c caller) *Outbound {
 		}
 		out.Key = digest(out)
 		out.Bundles = bundles
+		out.Collector = s.collector(bundles)
 		return out
 	})
 }
@@ -281,6 +282,7 @@ func (s *Snapshot) bundle(svc *Service, r reach) *Bundle {
 	}
 	if svc.Protocol != TCP {
 		b.Routes = []Route{{Shares: []Share{{To: svc.Name, Weight: 1}}}}
+		b.Traced = s.traced()
 	}
 	if split := s.splits[svc.Name.ServiceName]; split != nil {
 		backends, awaited := s.backends(split, svc, r)

@@ -14,6 +14,9 @@ type Traffic struct {
 	IdleTimeout time.Duration `json:"idleTimeout,omitempty"`
 	Retry       Retry         `json:"retry,omitzero"`
 	Pool        Pool          `json:"pool,omitzero"`
+	// Sampling is how many of its requests are traced. It is nil where the mesh's
+	// holds.
+	Sampling *Sampling `json:"sampling,omitempty"`
 }
 
 // A Retry says which failed calls are made again. The zero Retry is the
@@ -83,6 +86,7 @@ func (s *Snapshot) treat(b *Bundle, svc *Service) {
 	for i := range b.Routes {
 		r := &b.Routes[i]
 		r.Timeout, r.IdleTimeout, r.Retry = svc.Traffic.Timeout, svc.Traffic.IdleTimeout, svc.Traffic.Retry
+		r.Sampling = s.sampling(svc.Traffic.Sampling)
 		for _, share := range r.Shares {
 			if to := s.services[share.To]; to != nil && to.pool().LoadBalancer.Header != "" {
 				r.HashHeaders = append(r.HashHeaders, to.pool().LoadBalancer.Header)

@@ -24,6 +24,8 @@ type Inbound struct {
 	Identity    Identity      `json:"identity"`
 	OldTLS      bool          `json:"oldTLS,omitempty"` // clients may speak TLS 1.2
 	Ports       []InboundPort `json:"ports,omitempty"`  // by port number
+	// Traced says that there is a collector.
+	Traced bool `json:"traced,omitempty"`
 }
 
 // An InboundPort is a port that a workload serves to the mesh.
@@ -48,6 +50,8 @@ type InboundPort struct {
 	Groups  []Group    `json:"groups,omitempty"`
 	// AccessLog says which calls leave a line.
 	AccessLog AccessLog `json:"accessLog,omitempty"`
+	// Sampling counts for requests that nobody has decided about before.
+	Sampling Sampling `json:"sampling,omitempty"`
 }
 
 // MayConnect reports whether the port's list for TCP has a caller.
@@ -71,7 +75,7 @@ func (r Rule) Has(caller Identity) bool {
 // Outbound is where the calls of an identity may go. All workloads of a service
 // account share one, or two where only some of them are MutualTLSOnly.
 type Outbound struct {
-	Key          string         `json:"key"` // of everything here but Bundles
+	Key          string         `json:"key"` // of everything here but Bundles and Collector
 	TrustDomain  string         `json:"trustDomain"`
 	Caller       Identity       `json:"caller"`
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
@@ -85,6 +89,8 @@ type Outbound struct {
 	// Bundles are sorted by name. An address inside ServiceCIDRs that no bundle
 	// has is denied.
 	Bundles []*Bundle `json:"bundles,omitempty"`
+	// Collector is nil where nothing is traced.
+	Collector *Collector `json:"collector,omitempty"`
 }
 
 // A Bundle is one Service port as some callers see it. Callers that see it
@@ -114,6 +120,8 @@ type Bundle struct {
 	IdleTimeout time.Duration `json:"idleTimeout,omitempty"`
 	// Pool is how the endpoints are used, by whatever route they are reached.
 	Pool Pool `json:"pool,omitzero"`
+	// Traced says that its routes have a Sampling, because there is a collector.
+	Traced bool `json:"traced,omitempty"`
 }
 
 // A Route sends the requests that it matches to its shares.
@@ -127,6 +135,8 @@ type Route struct {
 	Retry       Retry         `json:"retry,omitzero"`
 	// HashHeaders are what those shares go by whose Pool goes by a header, sorted.
 	HashHeaders []string `json:"hashHeaders,omitempty"`
+	// Sampling counts for requests that nobody has decided about before.
+	Sampling Sampling `json:"sampling,omitempty"`
 }
 
 // A Share is a part of the traffic that goes to one bundle's endpoints.

@@ -107,6 +107,8 @@ type settings struct {
 		Name  string `json:"name"`
 		Roots bool   `json:"roots"`
 	} `json:"alsoTrusted"`
+	// Tracing is written as the model has it.
+	Tracing *mesh.Tracing `json:"tracing"`
 }
 
 // options returns the mesh's settings for a story: those of a fresh installation,
@@ -126,6 +128,7 @@ func options(dir string) (ingest.Options, error) {
 		ServiceCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")},
 		OSMMeshName:     s.OSMMeshName,
 		SystemNamespace: "outrigger-system",
+		Tracing:         s.Tracing,
 	}
 	if s.TrafficPolicy == "enforced" {
 		o.Mode = mesh.Enforced

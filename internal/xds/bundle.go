@@ -110,12 +110,12 @@ func (e *encoder) serviceListener(b *mesh.Bundle, name, to string, addresses []n
 	}
 	switch {
 	case b.Protocol.IsHTTP():
-		l.FilterChains = []*listenerv3.FilterChain{chain("http", e.outboundHTTP(to, f))}
+		l.FilterChains = []*listenerv3.FilterChain{chain("http", e.outboundHTTP(b, to, f))}
 	case b.Protocol == mesh.TCP:
 		l.FilterChains = []*listenerv3.FilterChain{chain("tcp", e.opaque(b, to, f)...)}
 	default:
 		e.sniff(l, sniffTimeout)
-		http := chain("http", e.outboundHTTP(to, f))
+		http := chain("http", e.outboundHTTP(b, to, f))
 		http.FilterChainMatch = &listenerv3.FilterChainMatch{ApplicationProtocols: plainHTTP()}
 		l.FilterChains = []*listenerv3.FilterChain{http}
 		l.DefaultFilterChain = chain("tcp", e.opaque(b, to, f)...)
@@ -134,10 +134,13 @@ func (e *encoder) sniff(l *listenerv3.Listener, silence time.Duration) {
 // plainHTTP is what the inspector finds.
 func plainHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
 
-func (e *encoder) outboundHTTP(routes string, f fields) *listenerv3.Filter {
+func (e *encoder) outboundHTTP(b *mesh.Bundle, routes string, f fields) *listenerv3.Filter {
 	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(httpErrors(), f), e.countRequests(f)})
 	m.RouteSpecifier = byRDS(routes)
 	m.LocalReplyConfig = revoked()
+	if b.Traced {
+		e.trace(m, b.Name.String())
+	}
 	return e.httpFilterOf(m)
 }
 

@@ -110,15 +110,20 @@ func (c *Cache) bundles(o *mesh.Outbound) (*bundles, error) {
 // own returns the parts of a proxy's halves, sorted by name.
 func (c *Cache) own(v mesh.View) ([]*Part, error) {
 	in := inboundPart{Inbound: v.Inbound, trust: v.Trust, dualStack: dualStack(v.Outbound)}
-	var own []*Part
-	for _, p := range []struct {
+	type half struct {
 		key   string
 		write func(*encoder)
-	}{
+	}
+	halves := []half{
 		{fmt.Sprintf("inbound %s %s %v", v.Inbound.Key, v.Trust.Key, in.dualStack), func(e *encoder) { e.inbound(in) }},
 		{"outbound " + v.Outbound.Key, func(e *encoder) { e.outbound(v.Outbound) }},
 		{"trust " + v.Trust.Key, func(e *encoder) { e.trust(v.Trust) }},
-	} {
+	}
+	if to := v.Outbound.Collector; to != nil {
+		halves = slices.Insert(halves, 2, half{"tracing " + to.Key, func(e *encoder) { e.collector(to) }})
+	}
+	var own []*Part
+	for _, p := range halves {
 		part, err := c.part(p.key, p.write)
 		if err != nil {
 			return nil, err

@@ -20,6 +20,7 @@ const (
 	closedName      = "closed"      // cluster: nothing; whatever is sent there is closed
 	trustName       = "trust"       // secret: the roots of the mesh
 	membersName     = "members"     // secret: the roots, for every identity of the mesh
+	tracingName     = "tracing"     // cluster: the collector of spans, where something is traced
 )
 
 // ads is a source that a proxy already has: the stream that this came by.

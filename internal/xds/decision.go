@@ -53,12 +53,15 @@ const (
 // wanted is what the port's setting lets through, of which errors are as a rule.
 // Where there is no metadata, because a call came to nothing before, errors are.
 func (e *encoder) wanted(in string, errors *accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
+	return anyOf(e.holds(is(in, logKey, string(mesh.LogOn))), allOf(errors, e.holds("!"+is(in, logKey, string(mesh.LogOff)))))
+}
+
+// is holds where the mesh's own metadata have a value under a key. It holds not
+// where there is no such metadata.
+func is(in, key, value string) string {
 	ours := in + ".filter_metadata['" + metadataKey + "']"
-	is := func(setting mesh.AccessLog) string {
-		return "(has(" + in + ") && '" + metadataKey + "' in " + in + ".filter_metadata && '" + logKey + "' in " + ours +
-			" && " + ours + "['" + logKey + "'] == '" + string(setting) + "')"
-	}
-	return anyOf(e.holds(is(mesh.LogOn)), allOf(errors, e.holds("!"+is(mesh.LogOff))))
+	return "(has(" + in + ") && '" + metadataKey + "' in " + in + ".filter_metadata && '" + key + "' in " + ours +
+		" && " + ours + "['" + key + "'] == '" + value + "')"
 }
 
 // logSetting adds the setting to metadata, where it is not the default.

@@ -190,6 +190,9 @@ func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort, tls string) 
 	m := e.manager(bootstrap.InboundStats, []*accesslogv3.AccessLog{e.httpLog(e.wanted(routeMetadata, httpErrors()), f), e.countRequests(f)}, e.httpFilter(rbacFilter, denyAll()))
 	m.RouteSpecifier = byRDS(routeName(p))
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
+	if in.Traced {
+		e.trace(m, fmt.Sprintf("port %d", p.Port))
+	}
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	m.LocalReplyConfig = &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
 		{
@@ -205,12 +208,12 @@ func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort, tls string) 
 	return e.httpFilterOf(m)
 }
 
-// inboundRoute encodes the one route of a port, with who may use it.
+// inboundRoute encodes the route of a port, with who may use it.
 func (e *encoder) inboundRoute(in *mesh.Inbound, p mesh.InboundPort) {
 	name := routeName(p)
 	e.add(Route, name, &routev3.RouteConfiguration{
 		Name: name,
-		VirtualHosts: []*routev3.VirtualHost{anyHost(name, &routev3.Route{
+		VirtualHosts: []*routev3.VirtualHost{anyHost(name, traced(&routev3.Route{
 			Match: e.routeMatch(mesh.HTTPMatch{}),
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: applicationName(p)},
@@ -219,7 +222,7 @@ func (e *encoder) inboundRoute(in *mesh.Inbound, p mesh.InboundPort) {
 			}},
 			Metadata:             metadata(logSetting(p, map[string]string{policyKey: policy(p)})),
 			TypedPerFilterConfig: map[string]*anypb.Any{rbacFilter: e.any(e.access(in, p))},
-		})},
+		}, p.Sampling)...)},
 		// Only this proxy may say it, see unsentHeader.
 		ResponseHeadersToRemove: []string{unsentHeader},
 	})

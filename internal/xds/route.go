@@ -33,7 +33,7 @@ func (e *encoder) routes(name string, b *mesh.Bundle, self string) {
 	host := anyHost(name)
 	host.RetryPolicy = e.retry(mesh.Retry{})
 	for _, r := range b.Routes {
-		host.Routes = append(host.Routes, e.route(r, b.Name, self))
+		host.Routes = append(host.Routes, traced(e.route(r, b.Name, self), r.Sampling)...)
 	}
 	e.add(Route, name, &routev3.RouteConfiguration{
 		Name:                    name,
