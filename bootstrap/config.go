@@ -172,9 +172,13 @@ func watched(file string) object {
 	}
 }
 
-// runtime is fixed. Without a layer of our own Envoy adds one that its admin
-// interface can change.
+// RuntimeName is the resource of type Runtime that a proxy asks for.
+const RuntimeName = "outrigger"
+
+// runtime is fixed, but for what comes by xDS. Without a layer of our own Envoy adds
+// one that its admin interface can change.
 func runtime() object {
+	byADS := object{"name": RuntimeName, "rtds_config": object{"ads": object{}, "resource_api_version": "V3"}}
 	return object{"layers": list{object{"name": "static", "static_layer": object{
 		// Or an answer that ends with its connection, such as a refusal, is lost on
 		// the way out of a listener inside Envoy.
@@ -182,7 +186,7 @@ func runtime() object {
 		// By default Envoy refuses regular expressions of a hundred characters; what
 		// the control plane lets through (mesh.CheckRegex) is far below this.
 		"re2.max_program_size.error_level": 200_000,
-	}}}}
+	}}, object{"name": RuntimeName, "rtds_layer": byADS}}}
 }
 
 func typed(message string, fields object) object {

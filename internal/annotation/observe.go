@@ -8,9 +8,9 @@ import (
 )
 
 // AccessLog says what leaves a line in the access log: "errors" is what was denied
-// or failed, "on" everything, "off" nothing. On a namespace it holds for what its
-// pods are sent and what they send; on a Service, for what its pods are sent for
-// it.
+// or failed, "on" everything, "off" nothing. On a namespace or, before it, a pod it
+// holds for what pods are sent and what they send; on a Service, before both, for what
+// its pods are sent for it.
 const AccessLog = "outrigger.dev/access-log"
 
 const allowedAccessLog = "on, off or errors"
@@ -49,9 +49,9 @@ func observeSubject() subject {
 			Otherwise: "what the namespace says, or else the chart, holds",
 			Valid:     valid(ParseSampling),
 		}, {
-			Name: AccessLog, On: Namespace | Service, Type: "word", Allowed: allowedAccessLog, Default: "errors",
+			Name: AccessLog, On: Namespace | Service | Pod, Type: "word", Allowed: allowedAccessLog, Default: "errors",
 			Effect: "which calls leave a line in the access log: `errors` those that were denied or failed, `on` all, `off` none. " +
-				"A namespace decides for what its pods are sent and what they send, a Service for what its pods are sent for it",
+				"A pod or, where it says nothing, its namespace decides for what it sends and is sent, and before both a Service for what its pods are sent for it",
 			Otherwise: "errors are logged",
 			Valid: func(v string) bool {
 				_, _, err := ParseAccessLog(Namespace, map[string]string{AccessLog: v})

@@ -91,8 +91,9 @@ type builder struct {
 	found problems
 
 	inMesh  map[string]mesh.Namespace
-	traffic map[string]mesh.Traffic // what the namespaces of the mesh say of their Services
-	zones   map[string]string       // of nodes
+	traffic map[string]mesh.Traffic   // what the namespaces of the mesh say of their Services
+	logs    map[string]mesh.AccessLog // likewise, of what their pods log
+	zones   map[string]string         // of nodes
 	// What namespaces and Services of the mesh say about access, who is spoken of
 	// by which TrafficTarget, and the policies that come of it.
 	namespaceWords map[string]*namespaceWord

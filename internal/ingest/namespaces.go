@@ -9,6 +9,7 @@ import (
 
 // namespaces finds those of the mesh and what holds in them.
 func (b *builder) namespaces() {
+	b.logs = map[string]mesh.AccessLog{}
 	b.inMesh, b.traffic, b.namespaceWords = map[string]mesh.Namespace{}, map[string]mesh.Traffic{}, map[string]*namespaceWord{}
 	for _, ns := range b.objs.Namespaces {
 		if ns.Name == "" || b.member(ns.Name) || annotation.IsSystem(ns.Name, b.opts.SystemNamespace) || !annotation.InMesh(ns.Labels, b.opts.OSMMeshName) {
@@ -23,7 +24,7 @@ func (b *builder) namespaces() {
 		n.PlainText, n.MutualTLSOnly = mtls == annotation.Lenient, mtls == annotation.Strict
 		from, _ := annotation.NamespaceAllowFrom(ns.Annotations)
 		b.namespaceWords[ns.Name] = &namespaceWord{ref: object, mode: n.Mode, mtls: mtls, from: from}
-		n.AccessLog, _, _ = annotation.ParseAccessLog(annotation.Namespace, ns.Annotations)
+		b.logs[ns.Name], _, _ = annotation.ParseAccessLog(annotation.Namespace, ns.Annotations)
 		if _, said := ns.Annotations[annotation.TrafficPolicy]; said {
 			n.ModeBy = "Namespace " + ns.Name + " annotation"
 		}

@@ -1,6 +1,9 @@
 package ingest
 
-import "github.com/outrigger-mesh/outrigger/internal/mesh"
+import (
+	"github.com/outrigger-mesh/outrigger/internal/annotation"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
+)
 
 // samples lets a Service say how many requests to a port of a pod are traced. Of
 // several Services, the one that wants most has its way.
@@ -27,10 +30,21 @@ func (p *pod) logs(port uint16, log mesh.AccessLog) {
 	}
 }
 
+// ownLog notes what a pod says about what it logs, or else its namespace.
+func (b *builder) ownLog(p *pod) {
+	log, said, err := annotation.ParseAccessLog(annotation.Pod, p.Annotations)
+	if p.log = log; !said {
+		p.log = b.logs[p.Namespace]
+	}
+	if err != nil {
+		b.checked(ref("v1", "Pod", p), []error{err})
+	}
+}
+
 // log returns what holds on a port.
 func (b *builder) log(p *pod, port uint16) mesh.AccessLog {
 	if log, said := p.logged[port]; said {
 		return log
 	}
-	return b.inMesh[p.Namespace].AccessLog
+	return p.log
 }

@@ -27,6 +27,7 @@ type pod struct {
 	identity mesh.Identity
 	ips      []netip.Addr
 	ports    map[uint16]claim // what Services lead to, if it has a proxy
+	log      mesh.AccessLog
 	logged   map[uint16]mesh.AccessLog
 	sampled  map[uint16]*mesh.Sampling
 	leads    map[uint16][]lead
@@ -50,6 +51,7 @@ func (b *builder) pods() {
 		}
 		if p.hasProxy = p.sidecar && !p.ended; p.hasProxy {
 			b.podWord(p)
+			b.ownLog(p)
 		}
 		for _, ip := range o.Status.PodIPs {
 			if a, err := netip.ParseAddr(ip.IP); err == nil {
@@ -117,6 +119,7 @@ func (b *builder) workloads() {
 			Zone:     b.zones[p.Spec.NodeName],
 			Node:     p.Spec.NodeName,
 			// What a pod says itself counts before its namespace's word.
+			AccessLog:     p.log,
 			MutualTLSOnly: cmp.Or(p.mtls, b.namespaceWords[p.Namespace].mtls) == annotation.Strict,
 		}
 		for port, c := range p.ports {

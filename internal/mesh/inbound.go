@@ -8,9 +8,9 @@ import (
 
 // inbound returns what w serves. Workloads of equal identity and ports share it.
 func (s *Snapshot) inbound(w *Workload) *Inbound {
-	key := w.Identity.String() + text(w.Ports)
+	key := w.Identity.String() + string(w.AccessLog) + text(w.Ports)
 	return s.inbounds.get(key, func() *Inbound {
-		in := &Inbound{Identity: w.Identity, OldTLS: s.Settings().OldTLS, Traced: s.traced()}
+		in := &Inbound{Identity: w.Identity, OldTLS: s.Settings().OldTLS, Traced: s.traced(), AccessLog: w.AccessLog}
 		in.TrustDomain, in.AlsoTrusted = s.trust.callerDomains()
 		for _, p := range w.Ports {
 			in.Ports = append(in.Ports, s.inboundPort(w.Identity, p))

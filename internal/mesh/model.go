@@ -56,7 +56,7 @@ func (m Mode) String() string {
 	return "enforced"
 }
 
-// An AccessLog says which calls leave a line in the access log of a server's proxy.
+// An AccessLog says which calls leave a line in the access log of a proxy.
 type AccessLog string
 
 // What is logged.
@@ -81,8 +81,6 @@ type Namespace struct {
 	// ModeBy names what decided Mode, for people: "Namespace shop annotation".
 	// Empty is the mesh's setting.
 	ModeBy string `json:"modeBy,omitempty"`
-	// AccessLog is what its workloads log where their port does not say.
-	AccessLog AccessLog `json:"accessLog,omitempty"`
 	// AllowEgress lets the workloads of this namespace reach what is outside
 	// the mesh.
 	AllowEgress bool `json:"allowEgress,omitempty"`
@@ -156,6 +154,9 @@ type Workload struct {
 	// MutualTLSOnly says that nothing may leave it in plain text for endpoints in
 	// namespaces of the mesh, those without a proxy included.
 	MutualTLSOnly bool `json:"mutualTLSOnly,omitempty"`
+	// AccessLog is what it logs of what it sends, and of what it is sent on none of
+	// its ports.
+	AccessLog AccessLog `json:"accessLog,omitempty"`
 }
 
 // A WorkloadPort is a port of a pod that a Service leads to.

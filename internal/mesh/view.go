@@ -24,6 +24,9 @@ type Inbound struct {
 	Identity    Identity      `json:"identity"`
 	OldTLS      bool          `json:"oldTLS,omitempty"` // clients may speak TLS 1.2
 	Ports       []InboundPort `json:"ports,omitempty"`  // by port number
+	// AccessLog says which calls leave a line, of those that the workload makes and
+	// of those to none of its ports.
+	AccessLog AccessLog `json:"accessLog,omitempty"`
 	// Traced says that there is a collector.
 	Traced bool `json:"traced,omitempty"`
 }

@@ -358,7 +358,7 @@ func what(r *discoveryv3.DeltaDiscoveryResponse) said {
 func (e *envoy) settle(set *xds.Set) map[xds.Type]map[string]string {
 	e.t.Helper()
 	have := map[xds.Type]map[string]string{}
-	for _, typ := range []xds.Type{xds.Cluster, xds.Endpoints, xds.Secret, xds.Listener, xds.Route} {
+	for _, typ := range []xds.Type{xds.Cluster, xds.Endpoints, xds.Secret, xds.Listener, xds.Route, xds.Runtime} {
 		have[typ] = map[string]string{}
 		var names []string
 		for r := range set.All(typ) {

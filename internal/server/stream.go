@@ -20,9 +20,9 @@ import (
 // The order in which a proxy is brought nearer to its target. Listeners that go
 // are told with those that come, because one may take over the other's address.
 var (
-	early    = []xds.Type{xds.Cluster, xds.Endpoints, xds.Secret}
+	early    = []xds.Type{xds.Runtime, xds.Cluster, xds.Endpoints, xds.Secret}
 	late     = []xds.Type{xds.Listener, xds.Route}
-	farewell = []xds.Type{xds.Route, xds.Cluster, xds.Endpoints, xds.Secret}
+	farewell = []xds.Type{xds.Route, xds.Cluster, xds.Endpoints, xds.Secret, xds.Runtime}
 )
 
 const (
@@ -335,7 +335,7 @@ func (s *stream) respond(f *feed, resources []*xds.Resource, removed []string, p
 		s.warming.again()
 	case xds.Listener, xds.Route:
 		s.settling.again()
-	case xds.Endpoints, xds.Secret:
+	case xds.Endpoints, xds.Secret, xds.Runtime:
 	}
 	s.metrics.pushes.WithLabelValues(f.typ.String()).Inc()
 	s.metrics.bytes.WithLabelValues(f.typ.String()).Add(float64(r.size()))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -162,77 +163,116 @@ func countAccepts(t *testing.T, h *envoytest.Host, address string) *atomic.Int64
 	return &n
 }
 
+// A logged world is a world whose two pods are told what to log.
+type loggedWorld struct {
+	*world
+	first map[string]string // versions of the listeners
+}
+
+// views are those of the caller and of the server, each with a port that always logs.
+func (w *loggedWorld) views(own, ports mesh.AccessLog) (caller, server mesh.View) {
+	web, db := everyone(8080, mesh.HTTP), everyone(3306, mesh.TCP)
+	web.AccessLog, db.AccessLog = ports, ports
+	mark := mesh.InboundPort{Port: 8081, Protocol: mesh.HTTP, Mode: mesh.Permissive, PlainText: true, AccessLog: mesh.LogOn}
+	server = w.view(web, db, mark)
+	server.Inbound.AccessLog = own
+	caller = w.calls(false,
+		mesh.Bundle{Name: port("books", "store", 80), Protocol: mesh.HTTP, Addresses: addrs("10.96.0.1"), Identities: []mesh.Identity{store}, Endpoints: []mesh.Endpoint{endpoint("10.1.0.2:8080", store)}},
+		mesh.Bundle{Name: port("books", "db", 3306), Protocol: mesh.TCP, Addresses: addrs("10.96.0.2"), Identities: []mesh.Identity{store}, Endpoints: []mesh.Endpoint{endpoint("10.1.0.2:3306", store)}},
+		mesh.Bundle{Name: port("books", "gone", 80), Protocol: mesh.HTTP, Addresses: addrs("10.96.0.3")},
+	)
+	caller.Inbound.AccessLog, caller.Inbound.Ports = own, []mesh.InboundPort{mark}
+	return caller, server
+}
+
+// apply tells both proxies, and holds that no listener changes.
+func (w *loggedWorld) apply(t *testing.T, own, ports mesh.AccessLog) {
+	t.Helper()
+	caller, server := w.views(own, ports)
+	for _, v := range []mesh.View{caller, server} {
+		for r := range set(t, v).All(xds.Listener) {
+			key := v.Inbound.Identity.String() + " " + r.Name
+			if w.first[key] == "" {
+				w.first[key] = r.Version
+			}
+			if w.first[key] != r.Version {
+				t.Errorf("%q changes listener %s", own+ports, key)
+			}
+		}
+	}
+	apply(t, w.envoy, server)
+	apply(t, w.caller, caller)
+}
+
+// What leaves a line in the two logs.
+type lines struct{ Allowed, Denied, TCP, RefusedTCP, NoCertificate, Sent, SentTCP, Failed, Refused bool }
+
+// call makes one call of each kind, and returns what left a line.
+func (w *loggedWorld) call(t *testing.T, path string) lines {
+	t.Helper()
+	count := func(e *envoytest.Envoy, want entry) int { return len(entries(e, want)) }
+	tcp, refused, none := count(w.envoy, entry{"port": "3306", "decision": "allowed"}), count(w.envoy, entry{"port": "3306", "decision": "denied"}), count(w.envoy, entry{"reason": "no certificate of this mesh"})
+	sentTCP := count(w.caller, entry{"service": "books/db:3306"})
+	app := w.app(t)
+	do(t, app, "GET", "http://10.96.0.1"+path)
+	do(t, app, "GET", "http://10.96.0.3"+path+"/failed")
+	do(t, app, "GET", "http://10.96.0.99"+path+"/refused")
+	do(t, w.server.client(t, thief, 8080), "GET", "https://store"+path+"/thief")
+	if got, err := w.banner(t.Context(), "10.96.0.2:3306"); got != "welcome" {
+		t.Fatal(got, err)
+	}
+	if c, err := w.dial(t.Context(), t, thief, 3306); err == nil {
+		_, _ = line(c)
+	}
+	raw, err := w.peer.Dial(t.Context(), "tcp", "10.1.0.2:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = line(tls.Client(raw, &tls.Config{ServerName: "8080.store.books.outrigger", InsecureSkipVerify: true}))
+	_ = raw.Close()
+	// Lines that there are in any case, behind all others.
+	for at, e := range map[string]*envoytest.Envoy{"10.1.0.2": w.envoy, "10.1.0.1": w.caller} {
+		plain := &http.Transport{DialContext: w.peer.Dial}
+		do(t, &http.Client{Transport: plain}, "GET", "http://"+at+":8081"+path+"/mark")
+		plain.CloseIdleConnections()
+		logs(t, e, entry{"path": path + "/mark"})
+	}
+	return lines{
+		Allowed: count(w.envoy, entry{"path": path}) > 0, Denied: count(w.envoy, entry{"path": path + "/thief"}) > 0,
+		TCP:        count(w.envoy, entry{"port": "3306", "decision": "allowed"}) > tcp,
+		RefusedTCP: count(w.envoy, entry{"port": "3306", "decision": "denied"}) > refused, NoCertificate: count(w.envoy, entry{"reason": "no certificate of this mesh"}) > none,
+		Sent: count(w.caller, entry{"path": path}) > 0, SentTCP: count(w.caller, entry{"service": "books/db:3306"}) > sentTCP,
+		Failed: count(w.caller, entry{"path": path + "/failed"}) > 0, Refused: count(w.caller, entry{"path": path + "/refused"}) > 0,
+	}
+}
+
 func TestAccessLogSetting(t *testing.T) {
 	t.Parallel()
-	s := newServer(t)
-	serveHTTP(t, s.host, ":8080", "app")
-	serveBanner(t, s.host, ":3306", "welcome")
-	listener := func(v mesh.View) string {
-		set, err := xds.NewCache().Set(seal(t, v))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return set.Resource(xds.Listener, "inbound").Version
-	}
-	web, db := everyone(8080, mesh.HTTP), everyone(3306, mesh.TCP)
-	first := listener(s.view(web, db))
-	call := func(path string) {
-		t.Helper()
-		if got := do(t, s.client(t, buyer, 8080), "GET", "https://store"+path); got.code != 200 {
-			t.Fatal(got)
-		}
-		if got := do(t, s.client(t, thief, 8080), "GET", "https://store"+path); got.code != 403 {
-			t.Fatal(got)
-		}
-		c, err := s.dial(t.Context(), t, buyer, 3306)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = c.Close() }()
-		if got, err := line(c); got != "welcome" {
-			t.Fatal(got, err)
-		}
-	}
-	// until calls until their lines are as they should be, since an acknowledgement
-	// comes before every worker has the new routes.
-	until := func(log mesh.AccessLog, wantAllowed, wantDenied, wantTCP bool) {
-		t.Helper()
-		web.AccessLog, db.AccessLog = log, log
-		if got := listener(s.view(web, db)); got != first {
-			t.Errorf("%q changes the listener", log)
-		}
-		apply(t, s.envoy, s.view(web, db))
-		n := 0
+	w := &loggedWorld{world: newWorld(t), first: map[string]string{}}
+	serveHTTP(t, w.host, ":8080", "app")
+	serveBanner(t, w.host, ":3306", "welcome")
+	errorsOnly := lines{Denied: true, RefusedTCP: true, NoCertificate: true, Failed: true, Refused: true}
+	all := lines{true, true, true, true, true, true, true, true, true}
+	n := 0
+	for _, step := range []struct {
+		own, ports mesh.AccessLog
+		want       lines
+	}{
+		{mesh.LogErrors, mesh.LogErrors, errorsOnly},
+		{mesh.LogOn, mesh.LogOn, all},
+		{mesh.LogOff, mesh.LogOff, lines{}},
+		{mesh.LogOff, mesh.LogOn, lines{Allowed: true, Denied: true, TCP: true, RefusedTCP: true}},
+		{mesh.LogOn, mesh.LogOff, lines{NoCertificate: true, Sent: true, SentTCP: true, Failed: true, Refused: true}},
+		{mesh.LogErrors, mesh.LogErrors, errorsOnly},
+	} {
+		w.apply(t, step.own, step.ports)
+		// An acknowledgement comes before every worker has the new setting.
 		envoytest.Eventually(t, func() error {
 			n++
-			path := fmt.Sprintf("/try%s/%d", log, n)
-			before := len(entries(s.envoy, entry{"port": "3306"}))
-			call(path)
-			// A line that there is in any case, behind all others.
-			raw, err := s.dial(t.Context(), t, buyer, 8080, "http/1.1")
-			if err != nil {
-				t.Fatal(err)
-			}
-			malformed := len(entries(s.envoy, entry{"flags": "DPE"}))
-			_, _ = fmt.Fprint(raw, "nonsense\r\n\r\n")
-			_, _ = line(raw)
-			_ = raw.Close()
-			envoytest.Eventually(t, func() error {
-				if len(entries(s.envoy, entry{"flags": "DPE"})) == malformed {
-					return errors.New("a request that had no route left no line")
-				}
-				return nil
-			})
-			allowed, denied := len(entries(s.envoy, entry{"path": path, "status": 200})), len(entries(s.envoy, entry{"path": path, "status": 403}))
-			tcp := len(entries(s.envoy, entry{"port": "3306"})) - before
-			if (allowed > 0) != wantAllowed || (denied > 0) != wantDenied || (tcp > 0) != wantTCP {
-				return fmt.Errorf("%q: %d lines of allowed requests, %d of denied ones, %d of connections", log, allowed, denied, tcp)
+			if diff := cmp.Diff(step.want, w.call(t, fmt.Sprintf("/try%d", n))); diff != "" {
+				return fmt.Errorf("%q for its own, %q for its ports (-want +got):\n%s", step.own, step.ports, diff)
 			}
 			return nil
 		})
 	}
-	until(mesh.LogErrors, false, true, false)
-	until(mesh.LogOn, true, true, true)
-	until(mesh.LogOff, false, false, false)
-	until(mesh.LogErrors, false, true, false)
 }

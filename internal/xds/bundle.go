@@ -135,7 +135,7 @@ func (e *encoder) sniff(l *listenerv3.Listener, silence time.Duration) {
 func plainHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
 
 func (e *encoder) outboundHTTP(b *mesh.Bundle, routes string, f fields) *listenerv3.Filter {
-	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(httpErrors(), f), e.countRequests(f)})
+	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(wanted(ownLog, httpErrors()), f), e.countRequests(f)})
 	m.RouteSpecifier = byRDS(routes)
 	m.LocalReplyConfig = revoked()
 	if b.Traced {

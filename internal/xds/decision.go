@@ -36,40 +36,30 @@ func policy(p mesh.InboundPort) string {
 // metadataKey is the name of the mesh's own metadata.
 const metadataKey = "outrigger"
 
-// policyKey is where the metadata of a route, and the formatter of a TCP port, say
-// what holds.
-const policyKey = "policy"
-
-// logKey is where the metadata of a route, and of a TCP port's cluster, have a
-// [mesh.AccessLog]. A change of it changes no listener.
-const logKey = "log"
-
-// Where the metadata with a logKey is.
+// policyKey is where the metadata of a route, of a TCP port's cluster, and the
+// formatter of a TCP port say what holds. allowedKey, in that of a cluster, says why
+// a connection is allowed, if it is not for a grant.
 const (
-	routeMetadata   = "xds.route_metadata"
-	clusterMetadata = "xds.cluster_metadata"
+	policyKey  = "policy"
+	allowedKey = "allowedBy"
 )
 
-// wanted is what the port's setting lets through, of which errors are as a rule.
-// Where there is no metadata, because a call came to nothing before, errors are.
-func (e *encoder) wanted(in string, errors *accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
-	return anyOf(e.holds(is(in, logKey, string(mesh.LogOn))), allOf(errors, e.holds("!"+is(in, logKey, string(mesh.LogOff)))))
-}
-
-// is holds where the mesh's own metadata have a value under a key. It holds not
-// where there is no such metadata.
-func is(in, key, value string) string {
-	ours := in + ".filter_metadata['" + metadataKey + "']"
-	return "(has(" + in + ") && '" + metadataKey + "' in " + in + ".filter_metadata && '" + key + "' in " + ours +
-		" && " + ours + "['" + key + "'] == '" + value + "')"
-}
-
-// logSetting adds the setting to metadata, where it is not the default.
-func logSetting(p mesh.InboundPort, values map[string]string) map[string]string {
-	if p.AccessLog != mesh.LogErrors {
-		values[logKey] = string(p.AccessLog)
+// clusterPolicy is what metrics have about a TCP connection. One that is denied has
+// no cluster yet.
+func clusterPolicy() fields {
+	return fields{
+		"policy":    "%METADATA(CLUSTER:" + metadataKey + ":" + policyKey + ")%",
+		"allowedBy": "%METADATA(CLUSTER:" + metadataKey + ":" + allowedKey + ")%",
 	}
-	return values
+}
+
+// connectionPolicy is the metadata of a TCP port's cluster.
+func connectionPolicy(p mesh.InboundPort) *corev3.Metadata {
+	values := map[string]string{policyKey: policy(p)}
+	if p.Mode == mesh.Permissive {
+		values[allowedKey] = permissivePolicy
+	}
+	return metadata(values)
 }
 
 func metadata(values map[string]string) *corev3.Metadata {
@@ -119,13 +109,13 @@ func onPort(p mesh.InboundPort) fields {
 // or failed, and counts all.
 func (e *encoder) inboundTCPLog(p mesh.InboundPort) []*accesslogv3.AccessLog {
 	f := onPort(p).with(handshake(noGrant))
-	log := e.stdout(e.wanted(clusterMetadata, anyOf(anyFlag(), e.holds(failed))), f.with(fields{"policy": "%SECRET(" + policyKey + ")%"}), &corev3.TypedExtensionConfig{
+	log := e.stdout(wanted(portLog(p.Port), anyOf(anyFlag(), e.holds(failed))), f.with(fields{"policy": "%SECRET(" + policyKey + ")%"}), &corev3.TypedExtensionConfig{
 		Name: "envoy.formatter.generic_secret",
 		TypedConfig: e.any(&secretv3.GenericSecret{SecretConfigs: map[string]*tlsv3.SdsSecretConfig{
 			policyKey: {Name: policyName(p), SdsConfig: ads()},
 		}}),
 	})
-	return []*accesslogv3.AccessLog{log, e.countConnections(f)}
+	return []*accesslogv3.AccessLog{log, e.countConnections(f.with(clusterPolicy()))}
 }
 
 // handshakeLog is for connections to an HTTP port that came to nothing before
@@ -133,7 +123,7 @@ func (e *encoder) inboundTCPLog(p mesh.InboundPort) []*accesslogv3.AccessLog {
 func (e *encoder) handshakeLog() []*accesslogv3.AccessLog {
 	f := call(inboundName).with(handshake(stranger)).with(fields{"port": "%DOWNSTREAM_LOCAL_PORT%"})
 	only := e.holds(failed + " && xds.filter_chain_name.endsWith(' " + httpChain + "')")
-	return []*accesslogv3.AccessLog{e.stdout(only, f), e.countRefused(only, f)}
+	return []*accesslogv3.AccessLog{e.stdout(allOf(only, ofRuntime(ownLog+errorsKey, 100)), f), e.countRefused(only, f)}
 }
 
 // closedLog is for connections that no chain takes. Callers choose the port, so it

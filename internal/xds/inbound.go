@@ -96,6 +96,7 @@ func (e *encoder) inbound(in inboundPart) {
 	// closed in the same way whatever else the workload has.
 	l.DefaultFilterChain = chain("closed", e.tcpProxy(inboundName, closedName, e.closedLog()...))
 	l.AccessLog = e.handshakeLog()
+	e.logSettings(in.Inbound)
 	e.add(Listener, inboundName, l)
 }
 
@@ -163,7 +164,7 @@ func (e *encoder) inboundChains(in inboundPart, p mesh.InboundPort) []*listenerv
 	}
 	// The application's own TLS is opaque, and so is an undeclared port.
 	f := onPort(p).with(fields{"tls": plainMode, "decision": "allowed"})
-	add("plain", nil, e.tcpProxy(inboundName, applicationName(p), e.stdout(e.wanted(clusterMetadata, anyFlag()), f), e.countConnections(f)), &listenerv3.FilterChainMatch{})
+	add("plain", nil, e.tcpProxy(inboundName, applicationName(p), e.stdout(wanted(portLog(p.Port), anyFlag()), f), e.countConnections(f.with(clusterPolicy()))), &listenerv3.FilterChainMatch{})
 	return chains
 }
 
@@ -187,7 +188,7 @@ func (e *encoder) inboundTCP(p mesh.InboundPort) *listenerv3.Filter {
 // inboundHTTP is what an HTTP port has for connections in one mode of TLS.
 func (e *encoder) inboundHTTP(in *mesh.Inbound, p mesh.InboundPort, tls string) *listenerv3.Filter {
 	f := onPort(p).with(httpDecision()).with(fields{"tls": tls})
-	m := e.manager(bootstrap.InboundStats, []*accesslogv3.AccessLog{e.httpLog(e.wanted(routeMetadata, httpErrors()), f), e.countRequests(f)}, e.httpFilter(rbacFilter, denyAll()))
+	m := e.manager(bootstrap.InboundStats, []*accesslogv3.AccessLog{e.httpLog(wanted(portLog(p.Port), httpErrors()), f), e.countRequests(f)}, e.httpFilter(rbacFilter, denyAll()))
 	m.RouteSpecifier = byRDS(routeName(p))
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	if in.Traced {
@@ -220,7 +221,7 @@ func (e *encoder) inboundRoute(in *mesh.Inbound, p mesh.InboundPort) {
 				Timeout:          never(),
 				RetryPolicy:      e.retryReset(),
 			}},
-			Metadata:             metadata(logSetting(p, map[string]string{policyKey: policy(p)})),
+			Metadata:             metadata(map[string]string{policyKey: policy(p)}),
 			TypedPerFilterConfig: map[string]*anypb.Any{rbacFilter: e.any(e.access(in, p))},
 		}, p.Sampling)...)},
 		// Only this proxy may say it, see unsentHeader.
@@ -267,8 +268,8 @@ func (e *encoder) application(p mesh.InboundPort, dualStack bool) *clusterv3.Clu
 	c.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
 		LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: end}}},
 	}}}
-	if log := logSetting(p, map[string]string{}); len(log) > 0 && !p.Protocol.IsHTTP() {
-		c.Metadata = metadata(log)
+	if !p.Protocol.IsHTTP() {
+		c.Metadata = connectionPolicy(p)
 	}
 	c.TypedExtensionProtocolOptions = e.sameProtocol()
 	c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: socket(netip.AddrPortFrom(sourceAddress, 0))}

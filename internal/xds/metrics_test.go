@@ -2,6 +2,7 @@ package xds_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -123,8 +124,17 @@ func TestMetrics(t *testing.T) {
 		}
 		counts(t, w.caller, 1, "connections_total", map[string]string{"direction": "outbound", "service": "books/db:3306", "destination": by + "store", "tls": "TLSv1.3"})
 		counts(t, w.caller, 8, "sent_bytes_total", map[string]string{"service": "books/db:3306"})
-		counts(t, w.envoy, 1, "connections_total", map[string]string{"direction": "inbound", "port": "3306", "source": by + "buyer", "decision": "allowed"})
-		counts(t, w.envoy, 1, "connections_total", map[string]string{"direction": "inbound", "port": "3306", "source": by + "thief", "decision": "denied", "reason": "no grant matched"})
+		counts(t, w.envoy, 1, "connections_total", map[string]string{"direction": "inbound", "port": "3306", "source": by + "buyer", "decision": "allowed", "policy": "enforced: mesh setting", "allowed_by": ""})
+		counts(t, w.envoy, 1, "connections_total", map[string]string{"direction": "inbound", "port": "3306", "source": by + "thief", "decision": "denied", "reason": "no grant matched", "policy": ""})
+		db.Mode = mesh.Permissive
+		apply(t, w.envoy, w.view(web, db, open))
+		envoytest.Eventually(t, func() error {
+			_, _ = w.banner(t.Context(), "10.96.0.3:3306")
+			if sum(t, w.envoy, "connections_total", map[string]string{"port": "3306", "policy": "permissive: mesh setting", "allowed_by": "permissive mode"}) == 0 {
+				return errors.New("no connection is counted for permissive mode")
+			}
+			return nil
+		})
 	})
 	t.Run("LabelsAreBounded", func(t *testing.T) {
 		text, err := w.caller.Get(t.Context(), "/stats?filter=outrigger")

@@ -63,7 +63,7 @@ func (e *encoder) outboundListener(o *mesh.Outbound) *listenerv3.Listener {
 		l.FilterChains = append(l.FilterChains, denied)
 	}
 	if len(o.Refused) > 0 {
-		refused := chain("refused", e.rememberAddress(), e.tcpProxy(outboundName, deniedName))
+		refused := chain("refused", e.rememberAddress(), e.tcpProxy(outboundName, deniedName, e.tcpLog(call(outboundName))))
 		refused.FilterChainMatch = &listenerv3.FilterChainMatch{}
 		for _, a := range o.Refused {
 			refused.FilterChainMatch.PrefixRanges = append(refused.FilterChainMatch.PrefixRanges, cidr(netip.PrefixFrom(a, a.BitLen())))
@@ -144,7 +144,7 @@ type deadEnd struct{ name, why string }
 // on the outbound listener that would delay every connection.
 func (e *encoder) deadEnd(caller mesh.Identity, end deadEnd) *listenerv3.Listener {
 	f := call(outboundName).with(fields{"decision": "denied", "reason": end.why})
-	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(httpErrors(), f), e.countRequests(f)})
+	m := e.manager(outboundName, []*accesslogv3.AccessLog{e.httpLog(wanted(ownLog, httpErrors()), f), e.countRequests(f)})
 	m.RouteSpecifier = byRoutes(&routev3.RouteConfiguration{
 		Name: end.name,
 		VirtualHosts: []*routev3.VirtualHost{anyHost(end.name, &routev3.Route{

@@ -11,7 +11,8 @@ import (
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
 
-// A Type is a kind of Envoy resource, in the order in which additions are sent.
+// A Type is a kind of Envoy resource, in the order in which additions are sent; a
+// Runtime, on which nothing depends, at any time.
 type Type int
 
 // The types that a proxy asks for.
@@ -21,22 +22,23 @@ const (
 	Secret
 	Listener
 	Route
+	Runtime
 	numTypes
 )
 
 // Types lists all of them in order.
-func Types() []Type { return []Type{Cluster, Endpoints, Secret, Listener, Route} }
+func Types() []Type { return []Type{Cluster, Endpoints, Secret, Listener, Route, Runtime} }
 
 // URL returns the type URL of the xDS protocol.
 func (t Type) URL() string {
 	return [numTypes]string{
-		resourcev3.ClusterType, resourcev3.EndpointType, resourcev3.SecretType, resourcev3.ListenerType, resourcev3.RouteType,
+		resourcev3.ClusterType, resourcev3.EndpointType, resourcev3.SecretType, resourcev3.ListenerType, resourcev3.RouteType, resourcev3.RuntimeType,
 	}[t]
 }
 
 // String returns the type's name as people say it: "cluster", "endpoints".
 func (t Type) String() string {
-	return [numTypes]string{"cluster", "endpoints", "secret", "listener", "route"}[t]
+	return [numTypes]string{"cluster", "endpoints", "secret", "listener", "route", "runtime"}[t]
 }
 
 // A Resource is one Envoy resource, encoded once and shared by all streams. It

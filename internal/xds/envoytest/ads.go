@@ -140,7 +140,7 @@ func (ss *session) step() error {
 		types   []xds.Type
 		removal bool
 	}{
-		{types: []xds.Type{xds.Cluster, xds.Endpoints, xds.Secret}},
+		{types: []xds.Type{xds.Runtime, xds.Cluster, xds.Endpoints, xds.Secret}},
 		{types: []xds.Type{xds.Listener, xds.Route}},
 		{types: []xds.Type{xds.Listener, xds.Route}, removal: true},
 		{types: []xds.Type{xds.Cluster, xds.Endpoints, xds.Secret}, removal: true},
