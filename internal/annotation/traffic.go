@@ -65,6 +65,13 @@ func TrafficKeys(http, headless bool) []Key {
 	return slices.DeleteFunc(trafficSubject().keys, func(k Key) bool { return slices.Contains(without, k.Name) })
 }
 
+// PoolKeys returns the keys about the endpoints of a Service: of those of a split,
+// each has its own.
+func PoolKeys() []Key {
+	pool := []string{MaxConnections, MaxRequests, OutlierErrors, OutlierInterval, OutlierEjectionTime, LoadBalancer}
+	return slices.DeleteFunc(trafficSubject().keys, func(k Key) bool { return !slices.Contains(pool, k.Name) })
+}
+
 // ParseTraffic returns base with what the annotations of a namespace or a Service
 // say in its place. A value that is not allowed changes nothing; [CheckNamespace]
 // and [CheckService] tell.

@@ -80,7 +80,7 @@ func (s *split) model(apex mesh.ServiceName) (mesh.Split, bool) {
 		return mesh.Split{}, false
 	}
 	s.checkPorts(apex, len(out.Matches) > 0)
-	out.Backends = s.backends(apex)
+	out.Backends, out.LeftOut = s.backends(apex)
 	s.checkCallers(apex, out.Backends)
 	return out, true
 }
@@ -110,42 +110,45 @@ func (s *split) requests(m splitv1alpha4.MatchReference) []mesh.HTTPMatch {
 	return slices.Concat(slices.Collect(maps.Values(g))...)
 }
 
-// backends returns the backends that exist, each once.
-func (s *split) backends(apex mesh.ServiceName) []mesh.WeightedShare {
+// backends returns the backends that can take calls, each once, and the others.
+func (s *split) backends(apex mesh.ServiceName) (out []mesh.WeightedShare, leftOut []mesh.LeftOut) {
 	weights := map[string]uint64{}
 	var total uint64
 	for _, k := range s.o.Spec.Backends {
 		name, ok := s.service(BackendNotFound, k.Service)
 		if !ok {
+			leftOut = append(leftOut, mesh.LeftOut{Service: k.Service, Why: "it is no name of a Service of this namespace"})
 			continue
 		}
 		if k.Weight < 0 {
 			s.problem(BadWeight, "backend %s has weight %d, so it is left out; weights are from 0", name, k.Weight)
+			leftOut = append(leftOut, mesh.LeftOut{Service: name, Why: fmt.Sprintf("its weight is %d", k.Weight)})
 			continue
 		}
-		if s.checkBackend(apex, name) {
-			weights[name] += uint64(k.Weight)
-			total += uint64(k.Weight)
+		if why := s.checkBackend(apex, name); why != "" {
+			leftOut = append(leftOut, mesh.LeftOut{Service: name, Why: why})
+			continue
 		}
+		weights[name] += uint64(k.Weight)
+		total += uint64(k.Weight)
 	}
 	shift := 0
 	for total>>shift > math.MaxUint32 { // which is as much as Envoy adds up
 		shift++
 	}
-	var out []mesh.WeightedShare
 	for name, w := range weights {
 		out = append(out, mesh.WeightedShare{Service: name, Weight: uint32(w >> shift)}) //nolint:gosec // shifted until it fits
 	}
-	return out
+	return out, leftOut
 }
 
-// checkBackend reports whether a backend can take the traffic of any port of the
-// apex. The ports whose traffic it cannot take are Problems.
-func (s *split) checkBackend(apex mesh.ServiceName, name string) bool {
+// checkBackend says why a backend can take the traffic of no port of the apex, or
+// nothing. The ports whose traffic it cannot take are Problems.
+func (s *split) checkBackend(apex mesh.ServiceName, name string) (why string) {
 	backend := mesh.ServiceName{Namespace: apex.Namespace, Name: name}
 	if len(s.ports[backend]) == 0 {
 		s.problem(BackendNotFound, "backend %s does not exist or has no TCP port, so its share goes to the others", name)
-		return false
+		return "it does not exist or has no TCP port"
 	}
 	fit := false
 	for _, a := range s.ports[apex] {
@@ -158,7 +161,10 @@ func (s *split) checkBackend(apex mesh.ServiceName, name string) bool {
 			fit = true
 		}
 	}
-	return fit
+	if !fit {
+		return "it has no port that could stand for one of service " + apex.Name
+	}
+	return ""
 }
 
 // checkCallers reports callers that may call some of the backends but not all: they

@@ -54,6 +54,9 @@ func canonical(p Parts) Parts {
 		s := &p.Splits[i]
 		s.Backends = sorted(s.Backends, func(a, b WeightedShare) int { return strings.Compare(a.Service, b.Service) })
 		s.Matches = canonicalMatches(s.Matches)
+		s.LeftOut = set(s.LeftOut, func(a, b LeftOut) int {
+			return cmp.Or(strings.Compare(a.Service, b.Service), strings.Compare(a.Why, b.Why))
+		})
 	}
 	return p
 }

@@ -338,6 +338,15 @@ type Split struct {
 	// Matches narrows an HTTP split to some requests; empty means all. The
 	// others go to the apex itself.
 	Matches []HTTPMatch `json:"matches,omitempty"`
+	// LeftOut are backends that were written and can take none of its calls, whoever
+	// makes them. They are for people.
+	LeftOut []LeftOut `json:"leftOut,omitempty"`
+}
+
+// A LeftOut is a backend as it was written, and why it is none.
+type LeftOut struct {
+	Service string `json:"service"`
+	Why     string `json:"why"`
 }
 
 // A WeightedShare is a backend of a Split, a Service in the apex's namespace.

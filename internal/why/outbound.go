@@ -262,16 +262,7 @@ func (c *call) noteSplit(b *mesh.Bundle, r *mesh.Route) {
 			return
 		}
 		c.answer.Split = s.Source
-		left := len(s.Backends)
-		for _, k := range s.Backends {
-			to := mesh.PortName{ServiceName: mesh.ServiceName{Namespace: s.Apex.Namespace, Name: k.Service}, Port: b.Name.Port}
-			if r != nil && slices.ContainsFunc(r.Shares, func(x mesh.Share) bool { return x.To == to }) {
-				left--
-			}
-		}
-		if r != nil && left > 0 {
-			c.note("%d of the backends of %s may not be called by %s or cannot take the call, so their share goes to the others.", left, s.Source, c.caller.Identity)
-		}
+		c.noteLeftOut(&s, b, r)
 		return
 	}
 }

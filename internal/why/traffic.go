@@ -1,6 +1,7 @@
 package why
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -30,7 +31,58 @@ func (c *call) settings(b *mesh.Bundle) {
 	if len(own) > 0 {
 		c.note("Service %s says how it is called: %s.", b.Name.ServiceName, strings.Join(own, "; "))
 	}
+	c.poolSettings(b)
 	if len(shared) > 0 {
 		c.note("Namespace %s says how its Services are called: %s.", ns.Name, strings.Join(shared, "; "))
 	}
+}
+
+// poolSettings notes how the endpoints of the backends of an HTTP split are used,
+// where that is not as those of the Service that was called: a share is limited and
+// balanced as its own Service says.
+func (c *call) poolSettings(b *mesh.Bundle) {
+	if c.answer.Split == "" || b.Protocol == mesh.TCP || !c.isHTTP() {
+		return
+	}
+	apex := c.poolOf(b.Name.ServiceName)
+	var noted []mesh.ServiceName
+	for _, w := range c.answer.Backends {
+		to := c.backendService(w, b)
+		if to == b.Name.ServiceName || slices.Contains(noted, to) {
+			continue
+		}
+		noted = append(noted, to)
+		if own := c.poolOf(to); !slices.Equal(own, apex) {
+			c.note("The share of Service %s is limited and balanced by %s.", to, cmp.Or(strings.Join(own, "; "), "the defaults"))
+		}
+	}
+}
+
+// backendService is the Service that a backend is of.
+func (c *call) backendService(w Backend, b *mesh.Bundle) mesh.ServiceName {
+	name, _, _ := strings.Cut(w.Service, ":")
+	ns, name, found := strings.Cut(name, "/")
+	if !found {
+		return b.Name.ServiceName
+	}
+	return mesh.ServiceName{Namespace: ns, Name: name}
+}
+
+// poolOf returns what holds for the endpoints of a Service, by its own word or by its
+// namespace's.
+func (c *call) poolOf(name mesh.ServiceName) []string {
+	o, ns := c.service(name.Name, name.Namespace), c.namespace(name.Namespace)
+	if o == nil || ns == nil {
+		return nil
+	}
+	var out []string
+	for _, k := range annotation.PoolKeys() {
+		for _, said := range []map[string]string{o.Annotations, ns.Annotations} {
+			if value, ok := said[k.Name]; ok && k.Valid(value) {
+				out = append(out, strings.TrimPrefix(k.Name, annotation.Prefix)+"="+value)
+				break
+			}
+		}
+	}
+	return out
 }
