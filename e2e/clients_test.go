@@ -37,15 +37,7 @@ func TestClientsReachServersOfEveryKind(t *testing.T) {
 	httpEcho("server").create(t, ns)
 	bound.create(t, ns)
 	local.create(t, ns)
-	apply(t, `
-apiVersion: v1
-kind: Service
-metadata: {namespace: %s, name: headless}
-spec:
-  clusterIP: None
-  selector: {app: server}
-  ports: [{name: http, port: 8080}]
-`, ns)
+	headless(t, ns, "{name: http, port: 8080}")
 	caller("plain").create(t, callers)
 	servedCaller("served").create(t, callers)
 	allow(t, ns, "server", callers+"/plain", callers+"/served")

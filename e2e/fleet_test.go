@@ -61,15 +61,7 @@ func TestEveryClientReachesEveryServer(t *testing.T) {
 	servers := namespace(t, "servers", inMesh)
 	const replicas = 5
 	named("server").deploy(t, servers, replicas)
-	apply(t, `
-apiVersion: v1
-kind: Service
-metadata: {namespace: %s, name: headless}
-spec:
-  clusterIP: None
-  selector: {app: server}
-  ports: [{name: http, port: 8080}, {name: tcp, port: 9000}]
-`, servers)
+	headless(t, servers, "{name: http, port: 8080}, {name: tcp, port: 9000}")
 	several, one := namespace(t, "several", inMesh), namespace(t, "one", inMesh)
 	caller("client").deploy(t, several, 2)
 	caller("client").deploy(t, one, 1)

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // logged waits for a line of a pod's access log with those fields.
@@ -136,4 +138,82 @@ func counted(ctx context.Context, from, of corev1.Pod, labels []string) (int, er
 		sum += n
 	}
 	return sum, nil
+}
+
+// TestAccessLogsSayWhatTheyAreToldTo sets what is logged on a namespace, a Service
+// and a pod, while they run or at their start, and looks at both sides' logs.
+func TestAccessLogsSayWhatTheyAreToldTo(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, "on", inMesh)
+	quiet := caller("quiet")
+	quiet.annotations = map[string]string{"outrigger.dev/access-log": "off"}
+	pods := all(t, ns, httpEcho("server"), caller("client"), quiet)
+	server, from, silent := pods[0], pods[1], pods[2]
+	allow(t, ns, "server", ns+"/client", ns+"/quiet")
+	consecutive(t, from, echoURL(ns, "server", "/before"), "200", 5)
+	annotate(t, ns, "outrigger.dev/access-log", "on")
+	eventually(t, func(ctx context.Context) error {
+		if _, err := cluster.Call(ctx, from, echoURL(ns, "server", "/after")); err != nil {
+			return err
+		}
+		for _, of := range []struct {
+			pod  corev1.Pod
+			side string
+		}{{server, "inbound"}, {from, "outbound"}} {
+			if n, err := linesOf(ctx, of.pod, of.side, "/after"); err != nil || n == 0 {
+				return fmt.Errorf("%d lines of %s calls (%w)", n, of.side, err)
+			}
+		}
+		return nil
+	})
+	for _, pod := range []corev1.Pod{server, from} {
+		for _, side := range []string{"inbound", "outbound"} {
+			if n, err := linesOf(t.Context(), pod, side, "/before"); err != nil || n > 0 {
+				t.Errorf("%s: %d %s calls that went well are logged where nobody asked for it (%v)", pod.Name, n, side, err)
+			}
+		}
+	}
+	// The pod's own word counts before its namespace's: the server tells of the
+	// calls, and the caller does not.
+	consecutive(t, silent, echoURL(ns, "server", "/quietly"), "200", 5)
+	logged(t, server, map[string]string{"direction": "inbound", "path": "/quietly", "caller": spiffe(ns, "quiet")})
+	if n, err := linesOf(t.Context(), silent, "outbound", "/"); err != nil || n > 0 {
+		t.Errorf("a pod that wants no log has %d lines (%v)", n, err)
+	}
+	// And a Service's before both: a last call that is logged shows that the ones
+	// before it are not.
+	patch := []byte(`{"metadata":{"annotations":{"outrigger.dev/access-log":"off"}}}`)
+	service := &corev1.Service{}
+	service.Namespace, service.Name = ns, "server"
+	if err := cluster.Client.Patch(t.Context(), service, client.RawPatch(types.MergePatchType, patch)); err != nil {
+		t.Fatal(err)
+	}
+	round := 0
+	eventually(t, func(ctx context.Context) error {
+		round++
+		path := fmt.Sprintf("/hidden-%d", round)
+		if _, err := cluster.Call(ctx, from, echoURL(ns, "server", path)); err != nil {
+			return err
+		}
+		// The caller's own line is there in any case.
+		logged(t, from, map[string]string{"direction": "outbound", "path": path})
+		if n, err := linesOf(ctx, server, "inbound", path); err != nil || n > 0 {
+			return fmt.Errorf("the server logs %d calls that its Service wants none of (%w)", n, err)
+		}
+		return nil
+	})
+}
+
+// linesOf counts the lines of a pod's access log about calls of a direction to paths
+// that begin so.
+func linesOf(ctx context.Context, pod corev1.Pod, direction, path string) (int, error) {
+	text, err := cluster.Logs(ctx, pod, "outrigger-proxy")
+	n := 0
+	for line := range strings.Lines(text) {
+		var fields map[string]any
+		if json.Unmarshal([]byte(line), &fields) == nil && fields["direction"] == direction && strings.HasPrefix(fmt.Sprint(fields["path"]), path) {
+			n++
+		}
+	}
+	return n, err
 }

@@ -276,6 +276,20 @@ func apply(t *testing.T, text string, args ...any) {
 	}
 }
 
+// headless creates a headless Service of that name for the app server.
+func headless(t *testing.T, namespace, ports string) {
+	t.Helper()
+	apply(t, `
+apiVersion: v1
+kind: Service
+metadata: {namespace: %s, name: headless}
+spec:
+  clusterIP: None
+  selector: {app: server}
+  ports: [%s]
+`, namespace, ports)
+}
+
 // eventually waits until check returns nil.
 func eventually(t *testing.T, check func(context.Context) error) {
 	t.Helper()
