@@ -11,6 +11,7 @@
 //	why         PURE   a call or a pod -> the verdict, its reason, what to change
 //	manifest    PURE   YAML -> the objects that ingest reads, without a cluster
 //	rotation    PURE   authorities, and the safe way from one to another
+//	sidecar     PURE   which pods have a proxy
 //	iptables    PURE   redirect settings -> iptables-restore text
 //	signing            the call by which an agent gets its certificate
 //	api                the SMI kinds: types and deep copies

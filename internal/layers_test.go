@@ -32,8 +32,9 @@ var layers = map[string]layer{
 	"internal/annotation":          {pure: true, ours: []string{"internal/mesh"}, outside: []string{"k8s.io/apimachinery/pkg/api/resource", "k8s.io/apimachinery/pkg/util/validation"}},
 	"internal/annotation/document": {ours: []string{"internal/annotation"}},
 	"internal/iptables":            {pure: true},
+	"internal/sidecar":             {pure: true, outside: []string{"k8s.io/api/"}},
 	"internal/ingest": {
-		pure: true, ours: []string{"internal/mesh", "internal/annotation", "internal/api"},
+		pure: true, ours: []string{"internal/mesh", "internal/sidecar", "internal/annotation", "internal/api"},
 		outside: []string{"k8s.io/api/", "k8s.io/apimachinery/"},
 	},
 	"internal/xds": {
@@ -63,12 +64,12 @@ var layers = map[string]layer{
 	"internal/api":            {outside: []string{"k8s.io/apimachinery/"}},
 	"internal/api/conversion": {pure: true, ours: []string{"internal/annotation"}, outside: []string{"k8s.io/apimachinery/"}},
 	"internal/controller": {
-		ours:    []string{"internal/mesh", "internal/rotation", "internal/ingest", "internal/api", "internal/annotation", "injector"},
+		ours:    []string{"internal/mesh", "internal/sidecar", "internal/rotation", "internal/ingest", "internal/api", "internal/annotation", "injector"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/"},
 	},
 	"internal/rotation": {pure: true, outside: []string{"k8s.io/apimachinery/pkg/util/validation"}},
 	"internal/identity": {
-		ours:    []string{"internal/limit", "internal/mesh", "internal/rotation", "internal/signing", "internal/annotation", "internal/vault"},
+		ours:    []string{"internal/limit", "internal/mesh", "internal/sidecar", "internal/rotation", "internal/signing", "internal/annotation", "internal/vault"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/go-logr/logr", "github.com/prometheus/client_golang/", "golang.org/x/", "google.golang.org/grpc/codes", "github.com/cert-manager/cert-manager/pkg/apis/"},
 	},
 	"internal/server": {

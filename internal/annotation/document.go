@@ -12,7 +12,7 @@ func Document() string {
 
 # Labels and annotations
 
-Everything that you can write on a namespace, a Service or a pod. What belongs on a pod stands, in a Deployment and the like, on the pod template.
+Everything that you can write on a namespace, a Service or a pod, and at the end on SMI's objects. What belongs on a pod stands, in a Deployment and the like, on the pod template.
 A Service's value wins over its namespace's, and a namespace's over that of the whole mesh (the chart). Words and lists are read as described; durations are
 written as Go does: ` + "`1.5s`, `2m`, `1h30m`" + `.
 

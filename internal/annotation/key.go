@@ -14,12 +14,14 @@ const (
 	Namespace Place = 1 << iota
 	Service
 	Pod
+	TrafficTarget
+	TCPRoute
 )
 
 // String names the places, from the widest to the narrowest.
 func (p Place) String() string {
 	var names []string
-	for i, name := range []string{"namespace", "service", "pod"} {
+	for i, name := range []string{"namespace", "service", "pod", "TrafficTarget", "TCPRoute"} {
 		if p&(1<<i) != 0 {
 			names = append(names, name)
 		}
@@ -68,7 +70,7 @@ type subject struct {
 // subjects returns the registry. Each file of this package that is about a subject
 // has its part.
 func subjects() []subject {
-	return []subject{injectSubject(), proxySubject(), identitySubject(), redirectSubject(), policySubject(), trafficSubject(), observeSubject()}
+	return []subject{injectSubject(), proxySubject(), identitySubject(), redirectSubject(), policySubject(), trafficSubject(), observeSubject(), targetSubject()}
 }
 
 // Keys returns every key that a user may write, by subject.

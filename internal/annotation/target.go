@@ -16,6 +16,33 @@ const (
 	OfDestination = "destination"
 )
 
+func targetSubject() subject {
+	return subject{
+		title: "What older versions of SMI have fields for",
+		text: "On SMI's own objects, where a version has no field for what another one says; the mesh's conversion writes and reads them. They are not refused at admission. " +
+			"A bad value allows nothing, and is reported on the object.",
+		keys: []Key{
+			{
+				Name: DestinationPort, On: TrafficTarget, Type: "number", Allowed: allowedTargetPort, Default: "all ports",
+				Effect:    "narrows a TrafficTarget to one port of the pods of its destination, as `destination.port` does in v1alpha1 and v1alpha2",
+				Otherwise: "it allows nothing",
+				Valid: func(v string) bool {
+					_, err := TargetPort(map[string]string{DestinationPort: v})
+					return err == nil
+				},
+			},
+			{
+				Name: RoutePorts, On: TCPRoute, Type: "word", Allowed: OfDestination, Default: "a route without ports opens none",
+				Effect:    "a TCPRoute that lists no port means the port of the TrafficTarget's destination, as in versions before v1alpha4",
+				Otherwise: "it opens nothing",
+				Valid:     func(v string) bool { return v == OfDestination },
+			},
+		},
+	}
+}
+
+const allowedTargetPort = "a port from 1 to 65535"
+
 // PortsOfDestination reports whether a TCPRoute means the destination's port. With
 // an error it must open nothing.
 func PortsOfDestination(annotations map[string]string) (bool, error) {
@@ -35,7 +62,7 @@ func TargetPort(annotations map[string]string) (uint16, error) {
 	}
 	port, err := strconv.ParseUint(value, 10, 16)
 	if err != nil || port == 0 {
-		return 0, &Error{Object: "TrafficTarget annotation", Key: DestinationPort, Value: value, Allowed: "a port from 1 to 65535"}
+		return 0, &Error{Object: "TrafficTarget annotation", Key: DestinationPort, Value: value, Allowed: allowedTargetPort}
 	}
 	return uint16(port), nil
 }

@@ -3,7 +3,6 @@ package controller
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/go-logr/logr"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/injector"
 	"github.com/outrigger-mesh/outrigger/internal/ingest"
+	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 )
 
 // A Reporter tells users, by Events, what happened to their objects: policy that
@@ -126,7 +126,7 @@ func (r *Reporter) reportPod(ctx context.Context, pod *corev1.Pod, told told) {
 	}
 	namespace := injector.Namespace{Name: ns.Name, Labels: ns.Labels, Annotations: ns.Annotations}
 	verdict := injector.Decide(injector.Request{Namespace: namespace, Match: injector.MatchNamespace(namespace, r.Injector), Pod: pod}, r.Injector)
-	bypassed := verdict.Outcome == injector.Injected && !hasProxy(pod)
+	bypassed := verdict.Outcome == injector.Injected && !sidecar.In(pod)
 	if !verdict.Surprising && !bypassed {
 		return
 	}
@@ -163,10 +163,6 @@ func (t told) isNews(owner types.UID, reason injector.Reason) bool {
 	}
 	t[owner] = reason
 	return true
-}
-
-func hasProxy(pod *corev1.Pod) bool {
-	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == injector.ProxyContainer })
 }
 
 // owner returns what a user would look at for the pod: the Deployment of its

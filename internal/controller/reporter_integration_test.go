@@ -152,7 +152,7 @@ func TestSurprisesAreToldOnOwners(t *testing.T) {
 		pod("outside", "quiet", func(*corev1.Pod) {}),
 		pod("on", "out", func(p *corev1.Pod) { p.Labels = map[string]string{"outrigger.dev/inject": "no"} }),
 		pod("on", "injected", func(p *corev1.Pod) {
-			p.Spec.InitContainers = []corev1.Container{{Name: injector.ProxyContainer, Image: "example.com/proxy"}}
+			p.Spec.InitContainers = []corev1.Container{{Name: injector.ProxyContainer, Image: "example.com/proxy", RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}}
 		}),
 		pod("outside", "web-1-a", byWeb),
 		pod("outside", "web-1-b", byWeb),

@@ -18,6 +18,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -45,9 +46,6 @@ const (
 	ReasonBusy            = "issuer-busy"
 	ReasonDenied          = "issuer-denied"
 )
-
-// proxyContainer is what the injector calls the sidecar.
-const proxyContainer = "outrigger-proxy"
 
 // What the API server's review says about a token that is bound to a pod.
 const (
@@ -242,7 +240,7 @@ func checkPod(pod *corev1.Pod, caller Caller) error {
 		return refuse(codes.PermissionDenied, ReasonPodUnknown, "there is no pod %s", caller.Pod)
 	case identityOf(pod) != caller.Identity:
 		return refuse(codes.PermissionDenied, ReasonPodOther, "pod %s runs as %s, not as %s", caller.Pod, identityOf(pod), caller.Identity)
-	case !injected(pod):
+	case !sidecar.In(pod):
 		return refuse(codes.PermissionDenied, ReasonPodNotInjected, "pod %s has no sidecar of the mesh", caller.Pod)
 	case ended(pod, time.Now()):
 		return refuse(codes.PermissionDenied, ReasonPodEnded, "pod %s has ended", caller.Pod)
@@ -283,13 +281,6 @@ func identityOf(pod *corev1.Pod) mesh.Identity {
 		id.ServiceAccount = "default"
 	}
 	return id
-}
-
-// injected reports whether a pod has the native sidecar.
-func injected(pod *corev1.Pod) bool {
-	return !pod.Spec.HostNetwork && slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
-		return c.Name == proxyContainer && c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-	})
 }
 
 // ended reports whether a pod has no more use for an identity. One that is being

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -39,7 +40,7 @@ func pod(t *testing.T, namespace, name, serviceAccount string, change func(*core
 		Spec: corev1.PodSpec{
 			ServiceAccountName: serviceAccount,
 			NodeName:           "nowhere",
-			InitContainers:     []corev1.Container{{Name: proxyContainer, Image: "x", RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}},
+			InitContainers:     []corev1.Container{{Name: sidecar.Name, Image: "x", RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}},
 			Containers:         []corev1.Container{{Name: "app", Image: "x"}},
 		},
 	}

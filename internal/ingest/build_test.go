@@ -14,6 +14,7 @@ import (
 	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
 	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
 	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 )
 
 // What policy means is shown by the stories of package scenario.
@@ -122,7 +123,7 @@ func generatePod(ns, app string, i, replica int) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID("uid-" + name), Labels: map[string]string{"app": app, "tier": "backend"}},
 		Spec: corev1.PodSpec{
 			ServiceAccountName: app,
-			InitContainers:     []corev1.Container{{Name: proxyContainer, RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}},
+			InitContainers:     []corev1.Container{{Name: sidecar.Name, RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}},
 			Containers:         []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}},
 		},
 		Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: fmt.Sprintf("10.%d.%d.%d", replica+1, i>>8, i&255)}}},

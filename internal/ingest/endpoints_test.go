@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 )
 
 // A small cluster: namespaces open (permissive) and shut (enforced, egress
@@ -28,7 +29,7 @@ func (o *town) pod(namespace, name, ip string, phase corev1.PodPhase) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: "1", Labels: map[string]string{"app": name}},
 		Spec: corev1.PodSpec{
 			ServiceAccountName: name,
-			InitContainers:     []corev1.Container{{Name: proxyContainer, RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}},
+			InitContainers:     []corev1.Container{{Name: sidecar.Name, RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}},
 		},
 		Status: corev1.PodStatus{Phase: phase, PodIPs: []corev1.PodIP{{IP: ip}}},
 	})

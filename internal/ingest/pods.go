@@ -3,16 +3,13 @@ package ingest
 import (
 	"cmp"
 	"net/netip"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 )
-
-// proxyContainer is what the injector calls the sidecar.
-const proxyContainer = "outrigger-proxy"
 
 type podName struct{ namespace, name string }
 
@@ -46,7 +43,7 @@ func (b *builder) pods() {
 			continue
 		}
 		p := &pod{
-			Pod: o, sidecar: sidecar(o), ended: ended(o), ports: map[uint16]claim{}, leads: map[uint16][]lead{}, logged: map[uint16]mesh.AccessLog{}, sampled: map[uint16]*mesh.Sampling{},
+			Pod: o, sidecar: sidecar.In(o), ended: ended(o), ports: map[uint16]claim{}, leads: map[uint16][]lead{}, logged: map[uint16]mesh.AccessLog{}, sampled: map[uint16]*mesh.Sampling{},
 			identity: mesh.Identity{Namespace: o.Namespace, ServiceAccount: cmp.Or(o.Spec.ServiceAccountName, "default")},
 		}
 		if p.hasProxy = p.sidecar && !p.ended; p.hasProxy {
@@ -84,18 +81,6 @@ func (b *builder) podWord(p *pod) {
 // ended reports whether all containers of a pod have ended for good.
 func ended(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-}
-
-// sidecar reports whether a pod was made with a sidecar. A pod in the host's
-// network cannot have one, whatever its containers are called.
-func sidecar(p *corev1.Pod) bool {
-	return !p.Spec.HostNetwork && slices.ContainsFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
-		return c.Name == proxyContainer && isSidecar(&c)
-	})
-}
-
-func isSidecar(c *corev1.Container) bool {
-	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
 // nodes notes the zones of the nodes.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
+	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 )
 
 // A claim is what a Service says that a pod's port speaks.
@@ -225,7 +226,7 @@ func containers(pod *corev1.Pod) iter.Seq[*corev1.Container] {
 			}
 		}
 		for i := range pod.Spec.InitContainers {
-			if c := &pod.Spec.InitContainers[i]; isSidecar(c) && !yield(c) {
+			if c := &pod.Spec.InitContainers[i]; sidecar.Native(c) && !yield(c) {
 				return
 			}
 		}

@@ -188,14 +188,25 @@ func (c *call) declaredTwice(servers []serverPort) string {
 
 // held returns what a server's port speaks, by the word of the Service that holds.
 func (c *call) held(s serverPort) (mesh.Protocol, bool) {
-	for _, id := range c.Snapshot.Proxies() {
-		w, _ := c.Snapshot.Workload(id)
-		i := slices.IndexFunc(w.Ports, func(p mesh.WorkloadPort) bool { return p.Port == s.port })
-		if w.Identity == s.identity && i >= 0 {
-			return w.Ports[i].Protocol, true
+	if c.protocols == nil {
+		c.protocols = map[identityPort]mesh.Protocol{}
+		for _, w := range c.Snapshot.Dump().Workloads {
+			for _, p := range w.Ports {
+				key := identityPort{w.Identity, p.Port}
+				if _, known := c.protocols[key]; !known {
+					c.protocols[key] = p.Protocol
+				}
+			}
 		}
 	}
-	return mesh.Auto, false
+	protocol, ok := c.protocols[identityPort{s.identity, s.port}]
+	return protocol, ok
+}
+
+// An identityPort is a port of the pods of an identity.
+type identityPort struct {
+	identity mesh.Identity
+	port     uint16
 }
 
 // compare says in what a grant differs from what the call needs, and whether it

@@ -43,6 +43,8 @@ type call struct {
 	target target
 	round  bool // it goes round the caller's proxy
 	answer CallAnswer
+	// protocols is what ports speak by the word that holds; made when it is asked.
+	protocols map[identityPort]mesh.Protocol
 }
 
 // Call answers a Question. The error says why it cannot be answered.
