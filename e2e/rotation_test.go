@@ -155,3 +155,54 @@ func TestRotationCutsNothing(t *testing.T) {
 	}
 	v.end(t)
 }
+
+// TestRecoveryFromALostRoot deletes the Secret with the mesh's root, restarts the
+// control plane, which cannot sign then, and brings the mesh back with the one
+// command for it: pods that run call each other again, and none is restarted.
+func TestRecoveryFromALostRoot(t *testing.T) {
+	ns := namespace(t, "recovery", inMesh)
+	pods := all(t, ns, httpEcho("server"), caller("client"))
+	allow(t, ns, "server", ns+"/client")
+	url := echoURL(ns, "server", "/")
+	answers(t, pods[1], url, 200)
+	before, err := statusOfCertificates(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := &corev1.Secret{}
+	secret.Namespace, secret.Name = harness.SystemNamespace, before.Signing // they have one name
+	if err := cluster.Client.Delete(t.Context(), secret); err != nil {
+		t.Fatal(err)
+	}
+	if err := cluster.Client.DeleteAllOf(t.Context(), &corev1.Pod{}, client.InNamespace(harness.SystemNamespace), client.MatchingLabels{"app.kubernetes.io/component": "outriggerd"}, client.GracePeriodSeconds(0)); err != nil {
+		t.Fatal(err)
+	}
+	started := time.Now()
+	rotate(t, "recover", "--yes")
+	if _, err := cluster.Ready(t.Context(), harness.SystemNamespace, "app.kubernetes.io/component=outriggerd", 2); err != nil {
+		t.Fatalf("the control plane is not ready with the new root: %v", err)
+	}
+	err = harness.Eventually(t.Context(), rotationTime, func(ctx context.Context) error {
+		s, err := statusOfCertificates(ctx)
+		if err == nil && (s.Signing == before.Signing || s.Connected != s.Proxies) {
+			err = fmt.Errorf("%s signs, %d of %d proxies are connected", s.Signing, s.Connected, s.Proxies)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	consecutive(t, pods[1], url, "200", 20, "--keep-alive=false")
+	t.Logf("the mesh was back after %s", time.Since(started).Round(time.Second))
+	for _, p := range pods {
+		now := &corev1.Pod{}
+		if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(&p), now); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range append(now.Status.InitContainerStatuses, now.Status.ContainerStatuses...) {
+			if c.RestartCount > 0 {
+				t.Errorf("container %s of pod %s was restarted", c.Name, p.Name)
+			}
+		}
+	}
+}
