@@ -14,6 +14,7 @@ import (
 	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
 	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
 	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/api/whole"
 	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 )
 
@@ -110,7 +111,7 @@ func generate(n, perNamespace int) Objects {
 		}
 		if i%10 == 0 {
 			o.TrafficSplits = append(o.TrafficSplits, &splitv1alpha4.TrafficSplit{ObjectMeta: meta, Spec: splitv1alpha4.TrafficSplitSpec{
-				Service: app, Backends: []splitv1alpha4.Backend{{Service: app, Weight: 100}},
+				Service: app, Backends: []splitv1alpha4.Backend{{Service: app, Weight: whole.Of(100)}},
 			}})
 		}
 	}

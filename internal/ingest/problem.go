@@ -101,7 +101,7 @@ const (
 	// BackendNotAllowed: callers of the split that may not call one of its
 	// backends. Their share goes to the others.
 	BackendNotAllowed Reason = "BackendNotAllowed"
-	// BadWeight: a negative weight. The backend is left out.
+	// BadWeight: a weight that is negative, not whole, or too large to be exact. The backend is left out.
 	BadWeight Reason = "BadWeight"
 )
 

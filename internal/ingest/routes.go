@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -54,11 +55,12 @@ func (b *builder) routes() {
 		}
 		r := tcpRoute{ofDestination: of && len(o.Spec.Matches.Ports) == 0}
 		for _, p := range o.Spec.Matches.Ports {
-			if !validPort(p) {
-				b.found.add(ref(api, "TCPRoute", o), BadPort, "port %d is left out: ports are from 1 to 65535", p)
+			n, ok := p.Value()
+			if !ok || n < 1 || n > math.MaxUint16 {
+				b.found.add(ref(api, "TCPRoute", o), BadPort, "port %s is left out: ports are from 1 to 65535", p)
 				continue
 			}
-			r.ports = append(r.ports, uint16(p)) //nolint:gosec // checked
+			r.ports = append(r.ports, uint16(n))
 		}
 		b.tcpRoutes[routeName{o.Namespace, o.Name}] = r
 	}

@@ -120,17 +120,18 @@ func (s *split) backends(apex mesh.ServiceName) (out []mesh.WeightedShare, leftO
 			leftOut = append(leftOut, mesh.LeftOut{Service: k.Service, Why: "it is no name of a Service of this namespace"})
 			continue
 		}
-		if k.Weight < 0 {
-			s.problem(BadWeight, "backend %s has weight %d, so it is left out; weights are from 0", name, k.Weight)
-			leftOut = append(leftOut, mesh.LeftOut{Service: name, Why: fmt.Sprintf("its weight is %d", k.Weight)})
+		weight, ok := k.Weight.Value()
+		if !ok || weight < 0 {
+			s.problem(BadWeight, "backend %s has weight %s, so it is left out; weights are whole numbers from 0", name, k.Weight)
+			leftOut = append(leftOut, mesh.LeftOut{Service: name, Why: "its weight is " + k.Weight.String()})
 			continue
 		}
 		if why := s.checkBackend(apex, name); why != "" {
 			leftOut = append(leftOut, mesh.LeftOut{Service: name, Why: why})
 			continue
 		}
-		weights[name] += uint64(k.Weight)
-		total += uint64(k.Weight)
+		weights[name] += uint64(weight)
+		total += uint64(weight)
 	}
 	shift := 0
 	for total>>shift > math.MaxUint32 { // which is as much as Envoy adds up

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -124,7 +125,11 @@ func (p policy) tcpPorts(namespace, route string) []int32 {
 	var out []int32
 	for _, r := range p.TCPRoutes {
 		if r.Namespace == namespace && r.Name == route {
-			out = append(out, slices.DeleteFunc(slices.Clone(r.Spec.Matches.Ports), func(n int32) bool { return n < 1 || n > 65535 })...)
+			for _, text := range r.Spec.Matches.Ports {
+				if n, err := strconv.ParseUint(text.String(), 10, 16); err == nil && n > 0 {
+					out = append(out, int32(n))
+				}
+			}
 		}
 	}
 	return out
@@ -497,8 +502,8 @@ func (p policy) backends(who client, s *splitv1alpha4.TrafficSplit, apex front) 
 		}
 		weight, named := 0, false
 		for _, b := range s.Spec.Backends {
-			if p.names(b.Service, f) && b.Weight >= 0 {
-				weight, named = weight+int(b.Weight), true
+			if n, err := strconv.ParseUint(b.Weight.String(), 10, 32); p.names(b.Service, f) && err == nil {
+				weight, named = weight+int(n), true
 			}
 		}
 		if f.Name != apex.Name && (f.headless() || (protocol(f.port) == "tcp") != (protocol(apex.port) == "tcp")) {

@@ -16,6 +16,7 @@ import (
 	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
 	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
 	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/api/whole"
 )
 
 // An actor is a pod of every random mesh. The cast is always the same, so that
@@ -284,7 +285,7 @@ func (d dice) group(ns, name string) *specsv1alpha4.HTTPRouteGroup {
 func (d dice) route(ns, name string) *specsv1alpha4.TCPRoute {
 	r := &specsv1alpha4.TCPRoute{TypeMeta: metav1.TypeMeta{APIVersion: "specs.smi-spec.io/v1alpha4", Kind: "TCPRoute"}}
 	r.Namespace, r.Name = ns, name
-	r.Spec.Matches.Ports = pick(d, []int32{9000}, []int32{9000, 8080}, []int32{8081}, podPorts(), nil, []int32{0, 70000}, []int32{80})
+	r.Spec.Matches.Ports = numbers(pick(d, []int32{9000}, []int32{9000, 8080}, []int32{8081}, podPorts(), nil, []int32{0, 70000}, []int32{80}))
 	return r
 }
 
@@ -298,9 +299,9 @@ func (d dice) split(ns string, n int) *splitv1alpha4.TrafficSplit {
 	}
 	s.Spec.Service = name()
 	for range d.IntN(4) {
-		b := splitv1alpha4.Backend{Service: name(), Weight: int32(d.IntN(4))}
+		b := splitv1alpha4.Backend{Service: name(), Weight: whole.Of(int64(d.IntN(4)))}
 		if d.chance(5) {
-			b.Weight = -1
+			b.Weight = whole.Written(pick(d, "-1", "0.5", "1e300", "99999999999999999999"))
 		}
 		s.Spec.Backends = append(s.Spec.Backends, b)
 	}
@@ -308,4 +309,13 @@ func (d dice) split(ns string, n int) *splitv1alpha4.TrafficSplit {
 		s.Spec.Matches = append(s.Spec.Matches, splitv1alpha4.MatchReference{Kind: "HTTPRouteGroup", Name: pick(d, "g1", "g2", "g3")})
 	}
 	return s
+}
+
+// numbers are as an object has them.
+func numbers(in []int32) []whole.Number {
+	var out []whole.Number
+	for _, n := range in {
+		out = append(out, whole.Of(int64(n)))
+	}
+	return out
 }

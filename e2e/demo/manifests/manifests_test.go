@@ -186,7 +186,11 @@ func TestSplitsAreOneObjectWithTwoShares(t *testing.T) {
 		names[split.Namespace+"/"+split.Name] = true
 		var weights []int
 		for _, backend := range split.Spec.Backends {
-			weights = append(weights, int(backend.Weight))
+			weight, ok := backend.Weight.Value()
+			if !ok {
+				t.Errorf("backend %s has weight %s", backend.Service, backend.Weight)
+			}
+			weights = append(weights, int(weight))
 			if !all.has("Service", split.Namespace, backend.Service) {
 				t.Errorf("there is no service %s", backend.Service)
 			}

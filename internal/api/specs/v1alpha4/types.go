@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/outrigger-mesh/outrigger/internal/api/status"
+	"github.com/outrigger-mesh/outrigger/internal/api/whole"
 )
 
 // A HTTPRouteGroup describes requests, for TrafficTargets and TrafficSplits to
@@ -94,7 +95,7 @@ type TCPMatch struct {
 	// +optional
 	Name string `json:"name,omitempty"`
 	// Ports are ports of the server's pods, not of the Service.
-	Ports []int32 `json:"ports"`
+	Ports []whole.Number `json:"ports"`
 }
 
 // A TCPRouteList is a list of TCPRoutes.

@@ -5,6 +5,7 @@
 package v1alpha4
 
 import (
+	"github.com/outrigger-mesh/outrigger/internal/api/whole"
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
@@ -127,7 +128,7 @@ func (in *TCPMatch) DeepCopyInto(out *TCPMatch) {
 	*out = *in
 	if in.Ports != nil {
 		in, out := &in.Ports, &out.Ports
-		*out = make([]int32, len(*in))
+		*out = make([]whole.Number, len(*in))
 		copy(*out, *in)
 	}
 }

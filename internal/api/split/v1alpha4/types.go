@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/outrigger-mesh/outrigger/internal/api/status"
+	"github.com/outrigger-mesh/outrigger/internal/api/whole"
 )
 
 // A TrafficSplit shares the calls of a Service out among others.
@@ -60,7 +61,7 @@ type Backend struct {
 	// Service in the TrafficSplit's namespace.
 	Service string `json:"service"`
 	// Weight of the share, relative to the others.
-	Weight int32 `json:"weight"`
+	Weight whole.Number `json:"weight"`
 }
 
 // A TrafficSplitList is a list of TrafficSplits.
