@@ -80,15 +80,22 @@ func TestHostileProxyIsBounded(t *testing.T) {
 	}
 }
 
-func TestUnansweredResponsesCostLittle(t *testing.T) {
-	ca := newTestCA(t)
-	town := newTown(ca)
+// unheard returns a stream whose proxy is to have a configuration, and that
+// configuration; what the stream sends goes nowhere.
+func unheard(t *testing.T) (*stream, *xds.Set) {
+	t.Helper()
+	town := newTown(newTestCA(t))
 	pod := town.pod("a-1", "a")
 	view, _ := town.snapshot(t).View(pod.ID)
 	set, err := xds.NewCache().Set(view)
 	must(t, err)
 	s := newWorld(t, nil).newStream(newProxy(pod.ID, vouched{}, ""), func(any) error { return nil })
 	s.proxy.retarget(set, s.proxy.opened)
+	return s, set
+}
+
+func TestUnansweredResponsesCostLittle(t *testing.T) {
+	s, _ := unheard(t)
 	must(t, s.handle(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.Endpoints.URL()}))
 	must(t, s.advance())
 	names := make([]string, 1000)
@@ -111,14 +118,7 @@ func TestUnansweredResponsesCostLittle(t *testing.T) {
 // A change of trust counts who has acknowledged it, so a proxy must not be able to
 // acknowledge what it was not sent, and for itself alone.
 func TestForgedAcknowledgements(t *testing.T) {
-	ca := newTestCA(t)
-	town := newTown(ca)
-	pod := town.pod("a-1", "a")
-	view, _ := town.snapshot(t).View(pod.ID)
-	set, err := xds.NewCache().Set(view)
-	must(t, err)
-	s := newWorld(t, nil).newStream(newProxy(pod.ID, vouched{}, ""), func(any) error { return nil })
-	s.proxy.retarget(set, s.proxy.opened)
+	s, set := unheard(t)
 	say := func(nonce string) {
 		must(t, s.handle(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.Cluster.URL(), ResponseNonce: nonce}))
 		must(t, s.advance())
