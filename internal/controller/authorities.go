@@ -21,7 +21,8 @@ const (
 	AuthoritiesConfigMap = "outrigger-authorities"
 	// StateKey is what every replica follows; the elected one alone writes it.
 	StateKey = "state"
-	// WantedKey is what people want; the command line writes it.
+	// WantedKey is what people want. The command line writes it, and the elected
+	// replica while roles decide: what they said last holds when they are gone.
 	WantedKey = "wanted"
 	// ChartKey is the authority of the chart's values, for the command line.
 	ChartKey = "chart"
@@ -76,12 +77,8 @@ func parseAuthorities(m *corev1.ConfigMap) (Authorities, error) {
 
 // Want writes what people want, unless somebody wrote meanwhile.
 func Want(ctx context.Context, c client.Client, a Authorities, want rotation.Control) error {
-	text, err := json.MarshalIndent(want, "", " ")
-	if err != nil {
-		return fmt.Errorf("encode what is wanted: %w", err)
-	}
 	changed := a.Object.DeepCopy()
-	changed.Data[WantedKey] = string(text)
+	changed.Data[WantedKey] = string(want.JSON())
 	if err := c.Update(ctx, changed); err != nil {
 		return fmt.Errorf("write ConfigMap %s/%s: %w", changed.Namespace, changed.Name, err)
 	}

@@ -107,13 +107,17 @@ func (w *turning) conditions(name string) string {
 }
 
 // TestMeshRootCertificates edits roles as OSM's end-to-end test does, with a pod that
-// is away while a step would cut it.
+// is away while a step would cut it. What the command line said before does not count
+// while roles decide, and not after that either.
 func TestMeshRootCertificates(t *testing.T) {
 	w := newTurning(t)
 	pods := []*corev1.Pod{w.pod("shop", "one", nil), w.pod("shop", "two", nil)}
 	w.replica("outriggerd-1", pods)
 	defer w.rotator()()
 	w.read()
+	w.want(func(c *rotation.Control) {
+		c.Goal, c.By, c.Chart, c.Forced = rotation.Goal{Sign: builtIn("a", "old")}, "a test", true, []string{"shop/two"}
+	})
 	w.installRoots()
 	w.create(rootOf("a", rotation.RoleActive))
 	w.create(rootOf("b", rotation.RoleInactive))
@@ -167,7 +171,21 @@ func TestMeshRootCertificates(t *testing.T) {
 		}
 		return nil
 	})
-	if s := w.read().State; s.Signing != "b" || s.Rotation != nil {
-		t.Errorf("the mesh moved: %s", s.JSON())
+	for _, name := range []string{"a", "b"} {
+		if err := w.admin.Delete(t.Context(), rootOf(name, "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Whatever the rotator does without roles, it has done when it takes the next wish.
+	w.want(func(c *rotation.Control) { c.Goal.Sign.TrustDomain = "newer" })
+	eventually(t, "the command line decides again", func() error {
+		if r := w.read().State.Rotation; r == nil || r.Goal.Sign.Name != "b" || r.Goal.Sign.TrustDomain != "newer" {
+			return fmt.Errorf("under way is %+v", r)
+		}
+		return nil
+	})
+	s := w.read().State
+	if s.Rotation.From != "b" || s.Last.Goal.Sign.Name != "b" || s.Chart.Name != "a" {
+		t.Errorf("the mesh moved when roles were gone: %s", s.JSON())
 	}
 }

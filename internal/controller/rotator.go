@@ -127,14 +127,15 @@ func (r *Rotator) lead(ctx context.Context, now time.Time) (*rotation.State, err
 	if err != nil {
 		return nil, err
 	}
-	want := a.Wanted
+	want, text := a.Wanted, a.Object.Data[WantedKey]
 	if r.cfg.Roles != nil {
 		goal, err := r.cfg.Roles(ctx, a.State)
 		if err != nil {
 			return nil, err
 		}
 		if goal != nil {
-			want.Goal, want.Undo, want.By = *goal, false, "MeshRootCertificates"
+			want = a.Wanted.ByRoles(*goal, a.State)
+			text = string(want.JSON())
 		}
 	}
 	r.open(a.State, want)
@@ -145,7 +146,7 @@ func (r *Rotator) lead(ctx context.Context, now time.Time) (*rotation.State, err
 	seen.Roots, seen.Prints, seen.Failed = r.cfg.Opened()
 	next, progress := rotation.Next(a.State, want, seen, now)
 	next.Record(seen, progress)
-	if err := r.write(ctx, a, next); err != nil {
+	if err := r.write(ctx, a, next, text); err != nil {
 		return nil, err
 	}
 	r.tell(a, next, progress, now)
@@ -200,15 +201,19 @@ func (r *Rotator) create(ctx context.Context) error {
 	return nil
 }
 
-// write writes the state if it is another one, and nobody wrote meanwhile.
-func (r *Rotator) write(ctx context.Context, a Authorities, next rotation.State) error {
+// write writes the state and what is wanted if something of it is other than it was,
+// and nobody wrote meanwhile.
+func (r *Rotator) write(ctx context.Context, a Authorities, next rotation.State, wanted string) error {
 	r.last = &next
 	state, chart := string(next.JSON()), string(r.cfg.First.JSON())
-	if a.Object.Data[StateKey] == state && a.Object.Data[ChartKey] == chart {
+	if had := a.Object.Data; had[StateKey] == state && had[ChartKey] == chart && had[WantedKey] == wanted {
 		return nil
 	}
 	changed := a.Object.DeepCopy()
 	changed.Data[StateKey], changed.Data[ChartKey] = state, chart
+	if wanted != "" {
+		changed.Data[WantedKey] = wanted
+	}
 	if err := r.cfg.Client.Update(ctx, changed); err != nil {
 		return fmt.Errorf("write ConfigMap %s/%s: %w", changed.Namespace, changed.Name, err)
 	}

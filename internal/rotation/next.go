@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -21,6 +22,25 @@ type Control struct {
 	Undo bool `json:"undo,omitempty"`
 	// Chart tells that the goal is the authority of the chart's values.
 	Chart bool `json:"chart,omitempty"`
+}
+
+// ByRoles returns what is wanted where roles decide, which have that goal. Of c it
+// keeps what was said about the rotation that is under way.
+func (c Control) ByRoles(goal Goal, s State) Control {
+	roles := Control{Goal: goal, By: "MeshRootCertificates"}
+	if s.Rotation != nil {
+		roles.Paused, roles.Forced = c.Paused, c.Forced
+	}
+	return roles
+}
+
+// JSON returns the control as it is kept in the cluster.
+func (c Control) JSON() []byte {
+	text, err := json.MarshalIndent(c, "", " ")
+	if err != nil {
+		panic(err) // plain data
+	}
+	return text
 }
 
 // Next returns what should hold after s, as far as that is safe by what was seen,

@@ -135,3 +135,21 @@ func TestJudgeRoot(t *testing.T) {
 		})
 	}
 }
+
+// TestRolesForgetWhatWasSaidBefore: what the command line said counts for the rotation
+// that is under way, and no longer.
+func TestRolesForgetWhatWasSaidBefore(t *testing.T) {
+	said := Control{Goal: Goal{Sign: authority("a", "d")}, By: "somebody", Undo: true, Chart: true, Paused: true, Forced: []string{"shop/away"}}
+	goal := Goal{Sign: authority("b", "d")}
+	for name, tc := range map[string]struct {
+		state State
+		want  Control
+	}{
+		"at rest":   {State{}, Control{Goal: goal, By: "MeshRootCertificates"}},
+		"under way": {State{Rotation: &Rotation{}}, Control{Goal: goal, By: "MeshRootCertificates", Paused: true, Forced: []string{"shop/away"}}},
+	} {
+		if got := said.ByRoles(goal, tc.state); string(got.JSON()) != string(tc.want.JSON()) {
+			t.Errorf("%s: %s, want %s", name, got.JSON(), tc.want.JSON())
+		}
+	}
+}
