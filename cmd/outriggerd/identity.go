@@ -61,7 +61,7 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 		p.mgr.Add(&controller.StateFollower{
 			Cache: p.mgr.GetCache(), Client: p.direct, Namespace: p.cfg.namespace, Mesh: p.cfg.mesh,
 			Replica: p.cfg.pod, UID: p.cfg.podUID, First: p.cfg.authority,
-			Follow: p.follower.Follow, Report: p.report, Log: p.log.WithName("report"),
+			Follow: p.follow, Report: p.report, Log: p.log.WithName("report"),
 		}),
 		p.mgr.Add(everywhere(p.follower.Run)),
 		p.mgr.Add(everywhere(p.keepClusterBundle)),
@@ -92,6 +92,12 @@ func (p *plane) keepClusterBundle(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// follow passes the state of the authorities on.
+func (p *plane) follow(s rotation.State) {
+	p.follower.Follow(s)
+	p.xds.Changing(s.Rotation != nil)
 }
 
 // report is what this replica knows of its pods, and of itself.

@@ -101,6 +101,9 @@ func (s *Server) follow(ctx context.Context) {
 			}
 			trusted = now
 		}
+		if s.changing.Load() {
+			s.recheck()
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -114,6 +117,22 @@ func (s *Server) renewAll() {
 	defer s.mu.Unlock()
 	for p := range s.proxies {
 		p.renew(noticing+rand.N(noticing), "another authority signs") //nolint:gosec // spreads load, keeps no secret
+	}
+}
+
+// Changing says whether the mesh is on its way to other roots or another trust domain.
+// While it is, connections whose certificate names no pod are opened anew about once a
+// minute: whoever gives such a certificate does not tell the server when it is another
+// one, and the mesh waits for that.
+func (s *Server) Changing(now bool) { s.changing.Store(now) }
+
+func (s *Server) recheck() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p := range s.proxies {
+		if p.shown.leaf().Subject.SerialNumber == "" {
+			p.renew(noticing+rand.N(noticing), "the certificate names no pod, and may be another one by now") //nolint:gosec // spreads load, keeps no secret
+		}
 	}
 }
 

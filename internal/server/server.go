@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -132,6 +133,8 @@ type Server struct {
 	trust   *trust
 	cache   *xds.Cache
 	steps   steps
+
+	changing atomic.Bool // see [Server.Changing]
 
 	mu        sync.Mutex
 	snapshot  *mesh.Snapshot // nil until the first Publish

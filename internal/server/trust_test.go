@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -274,4 +275,48 @@ func TestConnectionIsReplacedBeforeItsCertificateEnds(t *testing.T) {
 	if d := replacedIn(0); d != soonest {
 		t.Errorf("one whose certificate ends now is replaced after %s", d)
 	}
+}
+
+// TestPodWithoutItsNameChangesItsTrustDomain has a pod whose certificate is somebody
+// else's, as [TestCertificateThatNamesNoPod]. Nobody tells the server that it is
+// another one, so while the mesh changes it looks.
+func TestPodWithoutItsNameChangesItsTrustDomain(t *testing.T) {
+	at := map[mesh.ProxyID]string{}
+	w := newWorld(t, func(c *Config) { c.Pods = borrowers{Pods: c.Pods, at: at} })
+	new := newTestCA(t)
+	w.shows.trust(mesh.TrustDomain{Name: trustDomain, Bundle: w.ca.bundle()}, mesh.TrustDomain{Name: newDomain, Bundle: new.bundle()})
+	town := newTown(w.ca)
+	pod, named := town.pod("a-1", "a"), town.pod("b-1", "b")
+	at[pod.ID] = "127.0.0.1"
+	w.publish(t, town, pod)
+	shows := func(ca *testCA, domain string) *envoy {
+		t.Helper()
+		e := w.connect(t, ca.leaf(t, pod.Identity.URI(domain), "", time.Hour), pod.ID.String())
+		e.subscribe(xds.Cluster)
+		e.hear()
+		i := slices.IndexFunc(w.Proxies(), func(s ProxyState) bool { return s.Proxy == pod.ID })
+		if i < 0 || w.Proxies()[i].TrustDomain != domain || w.Proxies()[i].Root != fingerprint(ca.root.Raw) {
+			t.Errorf("the pod shows a certificate of %s; the server knows %+v", domain, w.Proxies())
+		}
+		return e
+	}
+	first := shows(w.ca, trustDomain)
+	other := w.join(t, named)
+	other.subscribe(xds.Cluster)
+	other.hear()
+
+	w.recheck()
+	_, proxies := w.current()
+	for _, p := range proxies {
+		if soon := time.Until(p.due) <= 2*noticing; soon != (p.id == pod.ID) {
+			t.Errorf("the connection of %s ends in %s; want that soon for a pod without its name alone", p.id, time.Until(p.due))
+		}
+		if p.id == pod.ID {
+			p.renew(0, "soon is now")
+		}
+	}
+	if got := status.Code(first.end()); got != codes.Unavailable {
+		t.Errorf("the stream ended as %s; want it to come again", got)
+	}
+	shows(new, newDomain)
 }
