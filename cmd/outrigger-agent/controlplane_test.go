@@ -291,6 +291,11 @@ func (a authority) sign(key any, template *x509.Certificate) ([]byte, error) {
 
 func (a authority) issue(t *testing.T, id string) tls.Certificate {
 	t.Helper()
+	return a.issueFor(t, id, time.Hour)
+}
+
+func (a authority) issueFor(t *testing.T, id string, life time.Duration) tls.Certificate {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -299,7 +304,7 @@ func (a authority) issue(t *testing.T, id string) tls.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := a.sign(key.Public(), &x509.Certificate{URIs: []*url.URL{uri}, NotAfter: time.Now().Add(time.Hour)})
+	der, err := a.sign(key.Public(), &x509.Certificate{URIs: []*url.URL{uri}, NotAfter: time.Now().Add(life)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -204,3 +204,12 @@ func TestStrangeTrustDomain(t *testing.T) {
 		t.Error("the token was sent to somebody who is not the control plane")
 	}
 }
+
+// heard returns an error unless the agent knows that a trust domain is accepted.
+func (w *world) heard(domain string) error {
+	text, err := os.ReadFile(filepath.Join(w.dir, "state/accepted.json"))
+	if err == nil && !strings.Contains(string(text), `"`+domain+`"`) {
+		err = errors.New("it has not")
+	}
+	return err
+}

@@ -74,6 +74,20 @@ func (w *world) borrow(identity bootstrap.Identity) *sidecar {
 // asked for.
 func (s *sidecar) wantBorrowed(certificate tls.Certificate) {
 	s.t.Helper()
+	s.wantCertificate(certificate)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.asked != 0 {
+		s.t.Errorf("outriggerd was asked for %d certificates", s.asked)
+	}
+	if want := "bookstore/store-1/u-1 " + workloadID + " "; len(s.nodes) == 0 || s.nodes[0] != want {
+		s.t.Errorf("the stream was opened by %q; want %q", s.nodes, want)
+	}
+}
+
+// wantCertificate checks that Envoy works with a certificate.
+func (s *sidecar) wantCertificate(certificate tls.Certificate) {
+	s.t.Helper()
 	s.ready()
 	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
 	if err != nil {
@@ -87,14 +101,6 @@ func (s *sidecar) wantBorrowed(certificate tls.Certificate) {
 	})
 	if code, text, err := s.get(15003, "/"); code != http.StatusOK || text != "hello" {
 		s.t.Errorf("through Envoy: got %d %q %v; want the application's answer", code, text, err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.asked != 0 {
-		s.t.Errorf("outriggerd was asked for %d certificates", s.asked)
-	}
-	if want := "bookstore/store-1/u-1 " + workloadID + " "; len(s.nodes) == 0 || s.nodes[0] != want {
-		s.t.Errorf("the stream was opened by %q; want %q", s.nodes, want)
 	}
 }
 

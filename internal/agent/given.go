@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -29,56 +30,68 @@ import (
 // the end, but a pod that has just started waits for its first.
 const lookInterval = 2 * time.Second
 
+// handover is how much time a certificate must have left to be kept against one that
+// came too early.
+const handover = 10 * time.Second
+
 // A given is a certificate from somebody else than outriggerd, not yet checked.
-type given struct{ key, chain []byte } // PEM
+type given struct {
+	id         string // for whom it is said to be; empty where nothing is said
+	key, chain []byte // PEM
+}
 
 func (g given) equal(other given) bool {
 	return bytes.Equal(g.key, other.key) && bytes.Equal(g.chain, other.chain)
 }
 
-// follow takes certificates from whom the pod names, until ctx ends. One that
-// cannot be used changes nothing; it is tried again, because a root of it may be
-// on its way.
+// follow takes certificates from whom the pod names, until ctx ends. An answer of
+// which none can be used changes nothing; it is tried again, because a root may be
+// on its way. The last one is looked at again when outriggerd accepts other trust
+// domains, or signs for another one.
 func (i *identity) follow(ctx context.Context) error {
 	source := i.fromFiles
 	if i.signer.settings.Identity.WorkloadAPI != "" {
 		source = i.fromWorkloadAPI
 	}
-	gifts := make(chan given)
+	answers := make(chan []given)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		source(ctx, gifts)
+		source(ctx, answers)
 	}()
 	defer func() { <-ended }()
 	trust := time.NewTicker(trustInterval)
 	defer trust.Stop()
 	again := time.NewTicker(lookInterval)
 	defer again.Stop()
-	poll := time.NewTimer(i.pollIn())
+	poll := time.NewTimer(0) // what is accepted may be other than the pod was made with
 	defer poll.Stop()
-	var pending *given
+	var last []given // answer
+	var open bool    // it is not settled what to take of it
 	var said string
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case gift := <-gifts:
-			pending, said = &gift, ""
+		case last = <-answers:
+			open, said = true, ""
 		case <-again.C:
 		case <-poll.C:
-			i.look(ctx) // for what outriggerd trusts: somebody else signs
+			told, signs := i.told, i.signs
+			i.look(ctx)
+			open = open || i.signs.trustDomain != signs.trustDomain || !i.told.equal(told)
 			poll.Reset(i.pollIn())
 		case <-trust.C:
 			if err := i.writeTrust(); err != nil {
 				i.log.Error("trusted roots not refreshed", "error", err)
 			}
 		}
-		if pending == nil {
+		if !open || last == nil {
 			continue
 		}
-		if err := i.take(*pending); err == nil {
-			pending = nil
+		if err := i.take(last); err == nil {
+			open, said = false, ""
+			poll.Reset(i.pollIn()) // by the life of what it is now
 		} else if text := err.Error(); text != said {
 			said = text
 			i.log.Warn("certificate not usable", "error", err)
@@ -86,26 +99,93 @@ func (i *identity) follow(ctx context.Context) error {
 	}
 }
 
-// take checks a certificate and puts it where Envoy sees it.
-func (i *identity) take(g given) error {
+// take puts the best certificate of an answer where Envoy sees it, unless it is there
+// already, or too early.
+func (i *identity) take(answer []given) error {
 	trusted, err := i.trusted()
 	if err != nil {
 		return err
 	}
-	signed, err := i.signer.checkGiven(g, trusted)
+	signs := cmp.Or(i.signs.trustDomain, i.by.trustDomain, i.signer.settings.TrustDomain)
+	best, signed, err := i.signer.choose(answer, trusted, signs)
 	if err != nil {
 		return err
+	}
+	if best.equal(i.has) {
+		return nil
+	}
+	if early := i.early(best, signed.by.trustDomain, signs); early != nil {
+		if has, err := i.signer.checkGiven(i.has, trusted); err == nil && time.Until(has.notAfter) > handover {
+			return fmt.Errorf("%w; the one of before is kept until another authority signs, or until it ends", early)
+		}
 	}
 	if err := i.put(signed); err != nil {
 		return err
 	}
-	i.log.Info("certificate taken", "notAfter", signed.notAfter.Format(time.RFC3339))
+	i.has, i.by, i.life = best, signed.by, time.Until(signed.notAfter)
+	i.log.Info("certificate taken", "trustDomain", signed.by.trustDomain, "notAfter", signed.notAfter.Format(time.RFC3339))
 	return nil
 }
 
+// early says why some proxies may not accept a certificate yet. When another authority
+// begins to sign, all of them trust what outriggerd does.
+func (i *identity) early(g given, domain, signs string) error {
+	if domain != signs && i.by.trustDomain == signs {
+		return fmt.Errorf("the certificate is of trust domain %s, and outriggerd signs for %s", domain, signs)
+	}
+	if len(i.settled) == 0 {
+		return nil
+	}
+	if _, err := i.signer.checkGiven(g, i.settled); err != nil {
+		return fmt.Errorf("the certificate leads to a root that was not trusted when authority %s began to sign", i.signs.name)
+	}
+	return nil
+}
+
+// choose returns the certificate of an answer that can be used, one of the trust
+// domain that signs before others: a workload may have several.
+func (s signer) choose(answer []given, trusted accepted, signs string) (given, *signed, error) {
+	var best given
+	var chosen *signed
+	var others []string
+	var errs []error
+	wanted := s.wanted(trusted)
+	for _, g := range answer {
+		if g.id != "" && !slices.Contains(wanted, g.id) {
+			others = append(others, g.id)
+			continue
+		}
+		signed, err := s.checkGiven(g, trusted)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if chosen == nil || chosen.by.trustDomain != signs && signed.by.trustDomain == signs {
+			best, chosen = g, signed
+		}
+	}
+	switch {
+	case chosen != nil:
+		return best, chosen, nil
+	case len(errs) > 0:
+		return given{}, nil, errors.Join(errs...)
+	default:
+		return given{}, nil, fmt.Errorf("the Workload API has certificates for [%s]; want one for %s", strings.Join(others, " "), strings.Join(wanted, " or "))
+	}
+}
+
+// wanted are the names of the pod's identity in the accepted trust domains.
+func (s signer) wanted(trusted accepted) []string {
+	names := make([]string, len(trusted))
+	for n, d := range trusted {
+		names[n] = s.identity().URI(d.Name)
+	}
+	return names
+}
+
 // checkGiven makes sure that a certificate is what outriggerd would have signed,
-// as far as that matters to others: for this identity alone, and below a root of
-// the mesh.
+// as far as that matters to others: for this identity alone, in a trust domain that is
+// accepted, and below a root of that.
 func (s signer) checkGiven(g given, trusted accepted) (*signed, error) {
 	pair, err := tls.X509KeyPair(g.chain, g.key) // also holds that they fit
 	if err != nil {
@@ -117,9 +197,9 @@ func (s signer) checkGiven(g given, trusted accepted) (*signed, error) {
 			return nil, fmt.Errorf("read the chain: %w", err)
 		}
 	}
-	leaf, want := chain[0], s.identity().URI(s.settings.TrustDomain)
-	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != want {
-		return nil, fmt.Errorf("the certificate is for %v; want exactly %s", leaf.URIs, want)
+	leaf, wanted := chain[0], s.wanted(trusted)
+	if len(leaf.URIs) != 1 || !slices.Contains(wanted, leaf.URIs[0].String()) {
+		return nil, fmt.Errorf("the certificate is for %v; want exactly %s", leaf.URIs, strings.Join(wanted, " or "))
 	}
 	if leaf.IsCA {
 		return nil, errors.New("the certificate may sign others")
@@ -134,7 +214,9 @@ func (s signer) checkGiven(g given, trusted accepted) (*signed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &signed{key: key, chain: roots(pair.Certificate).pem(), notAfter: end(chain)}, nil
+	return &signed{
+		key: key, chain: roots(pair.Certificate).pem(), notAfter: end(chain), by: authority{trustDomain: leaf.URIs[0].Host},
+	}, nil
 }
 
 func encodeKey(key crypto.PrivateKey) ([]byte, error) {
@@ -153,7 +235,7 @@ func (s signer) identity() mesh.Identity {
 }
 
 // fromFiles sends what is in the mounted files whenever it is something else.
-func (i *identity) fromFiles(ctx context.Context, gifts chan<- given) {
+func (i *identity) fromFiles(ctx context.Context, answers chan<- []given) {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	var last given
@@ -167,7 +249,7 @@ func (i *identity) fromFiles(ctx context.Context, gifts chan<- given) {
 		case err == nil && !now.equal(last):
 			last, said = now, ""
 			select {
-			case gifts <- now:
+			case answers <- []given{now}:
 			case <-ctx.Done():
 				return
 			}
@@ -187,10 +269,10 @@ func readFiles(dir string) (given, error) {
 }
 
 // fromWorkloadAPI sends the certificates that a SPIFFE Workload API has for the
-// pod, each as it comes.
-func (i *identity) fromWorkloadAPI(ctx context.Context, gifts chan<- given) {
+// pod, all of them whenever one is another.
+func (i *identity) fromWorkloadAPI(ctx context.Context, answers chan<- []given) {
 	for failures := 1; ; failures++ {
-		err := i.listen(ctx, gifts, func() { failures = 0 })
+		err := i.listen(ctx, answers, func() { failures = 0 })
 		if ctx.Err() != nil {
 			return
 		}
@@ -208,7 +290,7 @@ func (i *identity) fromWorkloadAPI(ctx context.Context, gifts chan<- given) {
 
 // listen holds one conversation with the Workload API, until it ends. It calls
 // answered for each answer.
-func (i *identity) listen(ctx context.Context, gifts chan<- given, answered func()) error {
+func (i *identity) listen(ctx context.Context, answers chan<- []given, answered func()) error {
 	conn, err := grpc.NewClient("unix://"+filepath.Join(i.identityDir, i.signer.settings.Identity.WorkloadAPI),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // the kernel says who is calling
 		grpc.WithNoProxy(), grpc.WithDisableServiceConfig())
@@ -228,39 +310,33 @@ func (i *identity) listen(ctx context.Context, gifts chan<- given, answered func
 			return err
 		}
 		answered()
-		gift, err := i.signer.choose(answer.GetSvids())
+		read, err := readSVIDs(answer.GetSvids())
 		if err != nil {
 			i.log.Warn("certificate not usable", "error", err)
-			continue
 		}
 		select {
-		case gifts <- gift:
+		case answers <- read:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-// choose returns the certificate for the pod's own identity; a workload may have
-// several.
-func (s signer) choose(svids []*workload.X509SVID) (given, error) {
-	want := s.identity().URI(s.settings.TrustDomain)
-	n := slices.IndexFunc(svids, func(svid *workload.X509SVID) bool { return svid.GetSpiffeId() == want })
-	if n < 0 {
-		var have []string
-		for _, svid := range svids {
-			have = append(have, svid.GetSpiffeId())
+// readSVIDs returns those that can be read. The error says of all others why not.
+func readSVIDs(svids []*workload.X509SVID) ([]given, error) {
+	read := make([]given, 0, len(svids))
+	var errs []error
+	for _, svid := range svids {
+		chain, err := x509.ParseCertificates(svid.GetX509Svid())
+		if err != nil {
+			errs = append(errs, fmt.Errorf("read the chain of %s: %w", svid.GetSpiffeId(), err))
+			continue
 		}
-		return given{}, fmt.Errorf("the Workload API has certificates for [%s]; want one for %s", strings.Join(have, " "), want)
+		g := given{id: svid.GetSpiffeId(), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: svid.GetX509SvidKey()})}
+		for _, c := range chain {
+			g.chain = append(g.chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+		}
+		read = append(read, g)
 	}
-	chain, err := x509.ParseCertificates(svids[n].GetX509Svid())
-	if err != nil {
-		return given{}, fmt.Errorf("read the chain of %s: %w", want, err)
-	}
-	var g given
-	for _, c := range chain {
-		g.chain = append(g.chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
-	}
-	g.key = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: svids[n].GetX509SvidKey()})
-	return g, nil
+	return read, errors.Join(errs...)
 }

@@ -45,11 +45,14 @@ type identity struct {
 	notAfter atomic.Pointer[time.Time] // of what is in the file; nil before the first
 	first    chan struct{}             // closed when there is a certificate
 	// All of the following are used by keep alone.
-	by     authority         // of what is in the file
-	life   time.Duration     // which that had when it was signed; zero where outriggerd does not sign
-	told   accepted          // what outriggerd trusts, as it said last; nil before
-	labels map[string]string // roots, DER, to the trust domain for which outriggerd has named them
-	trust  string            // what is in the trust file
+	by      authority         // of what is in the file
+	has     given             // what is in the file, where somebody else gives it
+	life    time.Duration     // which that had when it came
+	signs   authority         // who signs, as outriggerd said last
+	told    accepted          // what outriggerd trusts, as it said last; nil before
+	settled accepted          // what it trusted when it began to say that of signs
+	labels  map[string]string // roots, DER, to the trust domain for which outriggerd has named them
+	trust   string            // what is in the trust file
 }
 
 func newIdentity(c Config, files bootstrap.Files) *identity {
@@ -158,7 +161,16 @@ func (i *identity) look(ctx context.Context) bool {
 	if err := errors.Join(i.hear(told), i.writeTrust()); err != nil {
 		i.log.Error("trusted roots not refreshed", "error", err)
 	}
+	i.note(now)
 	return now != i.by
+}
+
+// note takes note of who signs, after what is trusted.
+func (i *identity) note(signs authority) {
+	if signs.name != i.signs.name || signs.trustDomain != i.signs.trustDomain {
+		i.settled = i.told
+	}
+	i.signs = signs
 }
 
 // renew has a new key signed and puts it where Envoy sees it.

@@ -1,14 +1,10 @@
 package agent
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"log/slog"
 	"maps"
-	"math/big"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -22,16 +18,7 @@ import (
 // newRoot returns a root, DER.
 func newRoot(t *testing.T) []byte {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
+	return newGiver(t).root.Raw
 }
 
 func encoded(roots ...[]byte) []byte {

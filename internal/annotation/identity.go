@@ -21,7 +21,7 @@ const (
 func identitySubject() subject {
 	s := subject{
 		title: "Who gives a pod its certificate",
-		text: "Whoever gives it, the certificate must name the pod's own service account in the mesh's trust domain, and lead to a root of the mesh: " +
+		text: "Whoever gives it, the certificate must name the pod's own service account in a trust domain that the mesh accepts, and lead to a root of that: " +
 			"[certificates.md](certificates.md#certificates-from-somebody-else) says how.",
 		keys: []Key{{
 			Name: Identity, On: Pod, Type: "source", Allowed: allowedIdentity,

@@ -13,6 +13,9 @@ func authority(name, domain string) Authority {
 	return Authority{Name: name, TrustDomain: domain, BuiltIn: &BuiltIn{Secret: name}}
 }
 
+// other is the root of somebody else that an authority has besides its own.
+const other = "other root of "
+
 // A world plays a mesh: what its pods trust and have, and whether they are there.
 type world struct {
 	t     *testing.T
@@ -20,6 +23,7 @@ type world struct {
 	want  Control
 	now   time.Time
 	pods  []Pod
+	given map[string]Leaf // of pods that have their certificate from somebody else
 	away  map[string]bool
 	steps []string // of the state, as they came
 	down  map[string]bool
@@ -45,7 +49,7 @@ func (w *world) seen() Seen {
 			seen.Failed[a.Name] = "it is sealed"
 			continue
 		}
-		seen.Roots[a.Name], seen.Prints[a.Name] = "PEM of "+a.Name, []string{a.Name}
+		seen.Roots[a.Name], seen.Prints[a.Name] = "PEM of "+a.Name, []string{a.Name, other + a.Name}
 	}
 	for _, p := range w.pods {
 		if w.away[p.Name] {
@@ -74,6 +78,9 @@ func (w *world) turn(r *rand.Rand) Progress {
 		signing, _ := w.state.Find(w.state.Signing)
 		w.pods[i].Trusts = w.state.Generation
 		w.pods[i].Leaf = &Leaf{Authority: signing.Name, Domain: signing.TrustDomain, Root: signing.Name}
+		if leaf, ok := w.given[w.pods[i].Name]; ok {
+			w.pods[i].Leaf = &leaf
+		}
 	}
 	return progress
 }
@@ -95,8 +102,8 @@ func (w *world) check() {
 		if slices.Contains(w.want.Forced, p.Name) {
 			continue
 		}
-		if _, ok := w.state.Find(p.Leaf.Authority); !ok {
-			w.t.Fatalf("%s is cut: its certificate is of %s; trusted are %v", p.Name, p.Leaf.Authority, w.state.Names())
+		if !w.seen().signedBy(p.Leaf, w.state, w.state.Names()...) {
+			w.t.Fatalf("%s is cut: its certificate is %+v; trusted are %v", p.Name, *p.Leaf, w.state.Names())
 		}
 		if signing.Used && p.Trusts < signing.Since {
 			w.t.Fatalf("%s would refuse its peers: %s signs and it trusts generation %d", p.Name, signing.Name, p.Trusts)
@@ -274,6 +281,66 @@ func TestUnknownSignerCountsByItsRoot(t *testing.T) {
 		if got := seen.signedBy(tc.leaf, s, "b"); got != tc.want {
 			t.Errorf("%s: counts %t; want %t", name, got, tc.want)
 		}
+	}
+}
+
+// TestCertificateFromSomebodyElse holds that a pod whose certificate is not of the new
+// authority's domain and one of its roots holds up the rotation, and that no step passes
+// it by once it is.
+func TestCertificateFromSomebodyElse(t *testing.T) {
+	for name, tc := range map[string]struct {
+		goal  Goal
+		wrong []Leaf
+		steps []string // after that one which waits
+		names []string
+	}{
+		"root": {
+			goal:  Goal{Sign: authority("b", "old")},
+			wrong: []Leaf{{Domain: "old", Root: other + "a"}, {Domain: "new", Root: other + "b"}},
+			steps: []string{"serve", "narrow", "rest"}, names: []string{"b"},
+		},
+		"trust domain": {
+			goal:  Goal{Sign: authority("b", "new")},
+			wrong: []Leaf{{Domain: "old", Root: other + "a"}, {Domain: "new", Root: other + "a"}, {Domain: "old", Root: other + "b"}},
+			steps: []string{"serve", "narrow", "forget", "rest"}, names: []string{"b"},
+		},
+		"one of several trust domains": {
+			goal:  Goal{Sign: authority("b", "new"), Also: []Authority{authority("c", "third")}},
+			wrong: []Leaf{{Domain: "old", Root: other + "a"}, {Domain: "third", Root: other + "b"}},
+			steps: []string{"serve", "narrow", "forget", "rest"}, names: []string{"b", "c"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, authority("a", "old"), 3)
+			first := Leaf{Domain: "old", Root: other + "a"}
+			w.given, w.pods[1].Leaf = map[string]Leaf{"shop/p1": first}, &first
+			w.want.Goal = tc.goal
+			var progress Progress
+			for range 20 {
+				progress = w.turn(nil)
+			}
+			for _, wrong := range tc.wrong {
+				seen := w.seen()
+				seen.Pods[1].Leaf = &wrong
+				next, progress := Next(w.state, w.want, seen, w.now.Add(time.Hour))
+				if next.Generation != w.state.Generation || phase(next) != StepSign || next.Signing != "b" || progress.Done != 2 || progress.Total != 3 {
+					t.Errorf("with %+v: %+v in %s", wrong, progress, next.JSON())
+				}
+			}
+			if want := (Behind{"shop/p1", "its certificate is not new yet"}); !slices.Equal(progress.Behind, []Behind{want}) {
+				t.Errorf("behind are %+v; want %+v", progress.Behind, want)
+			}
+			w.steps, w.given["shop/p1"] = nil, Leaf{Domain: tc.goal.Sign.TrustDomain, Root: other + "b"}
+			w.run()
+			var steps []string
+			for _, line := range w.steps[1:] {
+				step, _, _ := strings.Cut(line, ":")
+				steps = append(steps, step)
+			}
+			if !slices.Equal(steps, tc.steps) || !slices.Equal(w.state.Names(), tc.names) {
+				t.Errorf("the steps were %v, and trusted are %v; want %v and %v", steps, w.state.Names(), tc.steps, tc.names)
+			}
+		})
 	}
 }
 
