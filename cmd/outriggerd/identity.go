@@ -22,11 +22,15 @@ func newRootsSignals() rootsSignals {
 
 // changed never blocks.
 func (r rootsSignals) changed() {
-	for _, listener := range []chan struct{}{r.keeper, r.publisher} {
-		select {
-		case listener <- struct{}{}:
-		default: // a signal is waiting already
-		}
+	notify(r.keeper)
+	notify(r.publisher)
+}
+
+// notify never blocks.
+func notify(listener chan<- struct{}) {
+	select {
+	case listener <- struct{}{}:
+	default: // a signal is waiting already
 	}
 }
 

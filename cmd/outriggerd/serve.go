@@ -203,6 +203,10 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 	statuses := controller.NewStatusWriter(controller.StatusWriter{
 		Cache: p.mgr.GetCache(), Client: p.direct, Members: p.lookup.Members, Served: p.served, Log: p.log.WithName("status"),
 	})
+	meshConfig := &controller.MeshConfigReader{
+		Client: p.direct, Namespace: p.cfg.namespace, Log: p.log.WithName("meshconfig"),
+		Changed: func() { notify(p.roots.publisher) },
+	}
 	publisher := controller.NewPublisher(controller.PublisherConfig{
 		Cache: p.mgr.GetCache(),
 		Options: func(ctx context.Context) (ingest.Options, error) {
@@ -218,9 +222,10 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 			p.acknowledged.published(trustOf(opts).Key, accepted.Generation)
 			return opts, nil
 		},
-		Also:    p.cfg.rangeKinds(),
-		Changed: p.roots.publisher,
-		Publish: func(ctx context.Context, snap *mesh.Snapshot) error { return p.xds.Publish(ctx, snap) },
+		Also:       p.cfg.rangeKinds(),
+		MeshConfig: meshConfig.Now,
+		Changed:    p.roots.publisher,
+		Publish:    func(ctx context.Context, snap *mesh.Snapshot) error { return p.xds.Publish(ctx, snap) },
 		Problems: func(problems []ingest.Problem) {
 			reporter.Problems(problems)
 			statuses.Problems(problems)
@@ -233,7 +238,7 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 		}
 		return nil
 	})
-	return errors.Join(p.mgr.Add(reporter), p.mgr.Add(statuses), p.mgr.Add(publisher))
+	return errors.Join(p.mgr.Add(reporter), p.mgr.Add(statuses), p.mgr.Add(meshConfig), p.mgr.Add(publisher))
 }
 
 // serveHTTP serves handler at an address until ctx ends, with TLS when there is a

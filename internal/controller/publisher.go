@@ -13,6 +13,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -24,7 +25,7 @@ import (
 )
 
 // A PublisherConfig says what a Publisher reads and where it publishes to. All
-// fields but Also and Changed are required.
+// fields but Also, MeshConfig and Changed are required.
 type PublisherConfig struct {
 	Cache cache.Cache
 	// Options are read at each build; roots and service ranges change while the
@@ -32,7 +33,10 @@ type PublisherConfig struct {
 	Options func(context.Context) (ingest.Options, error)
 	// Also are further kinds whose changes matter, because Options reads them.
 	Also []client.Object
-	// Changed says that Options would return something else from now on.
+	// MeshConfig returns OSM's, or nil where there is none. An error means that
+	// nothing can be published now.
+	MeshConfig func() (*unstructured.Unstructured, error)
+	// Changed says that Options or MeshConfig would return something else from now on.
 	Changed <-chan struct{}
 	// Publish takes the new snapshot. Its error is logged; it must keep serving
 	// what is good.
@@ -124,6 +128,15 @@ func (p *Publisher) publish(ctx context.Context) (err error) {
 	objs, err := Objects(ctx, p.cfg.Cache)
 	if err != nil {
 		return err
+	}
+	if p.cfg.MeshConfig != nil {
+		config, err := p.cfg.MeshConfig()
+		if err != nil {
+			return err
+		}
+		if config != nil {
+			objs.MeshConfigs = append(objs.MeshConfigs, config)
+		}
 	}
 	snap, problems := ingest.Build(objs, opts)
 	p.build.Observe(time.Since(started).Seconds())

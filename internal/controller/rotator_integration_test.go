@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -35,6 +36,7 @@ const rotatedNamespace = "outrigger-system"
 // Its pods acknowledge at once whatever their replica follows.
 type turning struct {
 	t         *testing.T
+	config    *rest.Config
 	admin     client.Client
 	informers cache.Cache
 	lookup    Lookup
@@ -57,7 +59,7 @@ func newTurning(t *testing.T) *turning {
 			t.Fatal(err)
 		}
 	}
-	w := &turning{t: t, away: map[string]bool{}, events: events.NewFakeRecorder(1000)}
+	w := &turning{t: t, config: server.Config, away: map[string]bool{}, events: events.NewFakeRecorder(1000)}
 	if w.admin, err = client.New(server.Config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
 	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
@@ -25,6 +26,7 @@ type Objects struct {
 	HTTPRouteGroups []*specsv1alpha4.HTTPRouteGroup
 	TCPRoutes       []*specsv1alpha4.TCPRoute
 	TrafficSplits   []*splitv1alpha4.TrafficSplit
+	MeshConfigs     []*unstructured.Unstructured // of these one counts, see [MeshConfigName]
 }
 
 // Options hold for the whole mesh. TrustDomain is required.
@@ -38,7 +40,7 @@ type Options struct {
 	ClusterDomain string // the DNS domain of Services; for apex names written in full
 	TrustBundle   string // PEM
 	AlsoTrusted   []mesh.TrustDomain
-	OldTLS        bool // clients of the mesh's servers may speak TLS 1.2
+	OldTLS        bool // clients of the mesh's servers may speak TLS 1.2, where the MeshConfig does not say
 	ServiceCIDRs  []netip.Prefix
 	Tracing       *mesh.Tracing // nil is none
 
@@ -66,6 +68,7 @@ func Build(objs Objects, opts Options) (*mesh.Snapshot, []Problem) {
 		ServiceCIDRs:  opts.ServiceCIDRs,
 		Tracing:       opts.Tracing,
 	}
+	b.meshConfig()
 	b.nodes()
 	b.namespaces()
 	b.pods()

@@ -103,6 +103,10 @@ const (
 	BackendNotAllowed Reason = "BackendNotAllowed"
 	// BadWeight: a weight that is negative, not whole, or too large to be exact. The backend is left out.
 	BadWeight Reason = "BadWeight"
+
+	// BadMeshConfig: a value of OSM's MeshConfig that is not allowed. The message says
+	// what holds.
+	BadMeshConfig Reason = "BadMeshConfig"
 )
 
 type problems []Problem

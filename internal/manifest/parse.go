@@ -100,6 +100,8 @@ func (p *parser) document(doc []byte) error {
 	case of.Kind == "" || of.APIVersion == "":
 		return errors.New("it has no kind or no apiVersion, so it is no Kubernetes object")
 	case p.scheme.Recognizes(kind):
+	case of.APIVersion == ingest.MeshConfigAPIVersion && of.Kind == ingest.MeshConfigKind:
+		return p.meshConfig(doc)
 	case strings.HasSuffix(kind.Group, ".smi-spec.io"):
 		converted, err := p.convert(doc, kind)
 		if err != nil {
@@ -126,6 +128,19 @@ func (p *parser) document(doc []byte) error {
 		o.SetNamespace(p.namespace)
 	}
 	p.sortIn(object, kind.Kind)
+	return nil
+}
+
+// meshConfig keeps OSM's configuration of a mesh, which has no type here.
+func (p *parser) meshConfig(doc []byte) error {
+	o := &unstructured.Unstructured{}
+	if err := yamlreader.UnmarshalStrict(doc, &o.Object); err != nil {
+		return err
+	}
+	if o.GetNamespace() == "" {
+		o.SetNamespace(p.namespace)
+	}
+	p.out.MeshConfigs = append(p.out.MeshConfigs, o)
 	return nil
 }
 
@@ -207,6 +222,7 @@ func Join(a, b Objects) Objects {
 			HTTPRouteGroups: slices.Concat(a.HTTPRouteGroups, b.HTTPRouteGroups),
 			TCPRoutes:       slices.Concat(a.TCPRoutes, b.TCPRoutes),
 			TrafficSplits:   slices.Concat(a.TrafficSplits, b.TrafficSplits),
+			MeshConfigs:     slices.Concat(a.MeshConfigs, b.MeshConfigs),
 		},
 		Deployments: slices.Concat(a.Deployments, b.Deployments),
 		Templates:   slices.Concat(a.Templates, b.Templates),
