@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 TOOL    := $(GO) tool -modfile=tools/go.mod
 CLUSTER := $(GO) run ./e2e/cluster
 # The packages with tests that need root: network namespaces, an API server.
-INTEGRATION := ./cmd/outrigger ./cmd/outrigger-init ./internal/agent ./internal/controller ./internal/identity ./webhook ./e2e/cluster/local
+INTEGRATION := ./cmd/outrigger ./cmd/outrigger-init ./cmd/outriggerd ./internal/agent ./internal/controller ./internal/identity ./webhook ./e2e/cluster/local
 # The kinds whose versions differ in shape.
 CONVERTED := manifests/crds/access.smi-spec.io_traffictargets.yaml manifests/crds/specs.smi-spec.io_httproutegroups.yaml manifests/crds/specs.smi-spec.io_tcproutes.yaml
 # One line with the time since the start for each step of a long target.
