@@ -337,6 +337,21 @@ func TestIssuersAnswerIsChecked(t *testing.T) {
 			}
 		})
 	}
+	for name, tc := range map[string]struct {
+		add   func(*x509.Certificate)
+		names string
+	}{
+		"CodeSigning":  {func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) }, x509.ExtKeyUsageCodeSigning.String()},
+		"AnyUsage":     {func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageAny) }, x509.ExtKeyUsageAny.String()},
+		"UnknownUsage": {func(c *x509.Certificate) { c.UnknownExtKeyUsage = []asn1.ObjectIdentifier{{1, 2, 3}} }, "1.2.3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := issue(t.Context(), issuerFunc{ca, t, tc.add}, request, template)
+			if err == nil || !strings.Contains(err.Error(), "its extended key usages have ["+tc.names+"]; only client and server authentication are allowed") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
 	t.Run("OtherRoot", func(t *testing.T) {
 		chain, err := stranger.Issue(t.Context(), request, template)
 		must(t, err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
@@ -89,6 +90,9 @@ func checkLeaf(leaf *x509.Certificate, request *x509.CertificateRequest, t Templ
 	if leaf.KeyUsage != 0 && leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		return errors.New("its key usage does not allow digital signature, which TLS needs")
 	}
+	if err := onlyTLS(leaf); err != nil {
+		return err
+	}
 	if pod := leaf.Subject.SerialNumber; pod != t.PodUID && (pod != "" || !t.MayNameNoPod) {
 		return fmt.Errorf("its subject has the serial number %q; want %q", leaf.Subject.SerialNumber, t.PodUID)
 	}
@@ -97,6 +101,24 @@ func checkLeaf(leaf *x509.Certificate, request *x509.CertificateRequest, t Templ
 	}
 	if end := leaf.NotBefore.Add(t.Lifetime + 2*backdate); leaf.NotAfter.After(end) {
 		return fmt.Errorf("it is valid until %s, longer than %s", leaf.NotAfter.Format(time.RFC3339), t.Lifetime)
+	}
+	return nil
+}
+
+// onlyTLS checks that a leaf has no extended key usage besides those of TLS. That it has
+// these is seen when it is verified.
+func onlyTLS(leaf *x509.Certificate) error {
+	var more []string
+	for _, usage := range leaf.ExtKeyUsage {
+		if usage != x509.ExtKeyUsageClientAuth && usage != x509.ExtKeyUsageServerAuth {
+			more = append(more, usage.String())
+		}
+	}
+	for _, usage := range leaf.UnknownExtKeyUsage {
+		more = append(more, usage.String())
+	}
+	if len(more) > 0 {
+		return fmt.Errorf("its extended key usages have [%s]; only client and server authentication are allowed", strings.Join(more, " "))
 	}
 	return nil
 }

@@ -249,6 +249,7 @@ func TestVaultRoleThatChangesWhatIsAsked(t *testing.T) {
 		"no server":         {role: map[string]any{"server_flag": false}, say: "incompatible key usage"},
 		"no client":         {role: map[string]any{"client_flag": false}, say: "incompatible key usage"},
 		"no signature":      {role: map[string]any{"key_usage": "KeyAgreement"}, say: "digital signature"},
+		"signs code too":    {role: map[string]any{"code_signing_flag": true}, say: "only client and server authentication are allowed"},
 		"from long ago":     {role: map[string]any{"not_before_duration": "24h"}, say: "longer than"},
 		"its own end":       {role: map[string]any{"not_after": "2035-01-01T00:00:00Z"}, say: "Either ttl or not_after"},
 		"other keys":        {role: map[string]any{"key_type": "rsa", "key_bits": 2048}, say: "role requires keys of type rsa"},
