@@ -18,6 +18,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
 	"github.com/outrigger-mesh/outrigger/e2e/harness"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // userPKI is what a user with cert-manager has: a root, and below it an
@@ -183,7 +184,7 @@ func checkRoot(t *testing.T, namespace string) {
 	}
 	var trust corev1.ConfigMap
 	eventually(t, func(ctx context.Context) error {
-		return cluster.Client.Get(ctx, client.ObjectKey{Namespace: harness.SystemNamespace, Name: "outrigger-trust"}, &trust)
+		return cluster.Client.Get(ctx, client.ObjectKey{Namespace: harness.SystemNamespace, Name: mesh.TrustConfigMap}, &trust)
 	})
 	if strings.TrimSpace(trust.Data["ca.crt"]) != strings.TrimSpace(string(secret.Data["tls.crt"])) {
 		t.Errorf("the mesh trusts\n%s\nwant the user's root\n%s", trust.Data["ca.crt"], secret.Data["tls.crt"])

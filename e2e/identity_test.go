@@ -35,6 +35,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/outrigger-mesh/outrigger/e2e/harness"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -48,7 +49,7 @@ const (
 func roots(t *testing.T) *x509.CertPool {
 	t.Helper()
 	var trust corev1.ConfigMap
-	if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: harness.SystemNamespace, Name: "outrigger-trust"}, &trust); err != nil {
+	if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: harness.SystemNamespace, Name: mesh.TrustConfigMap}, &trust); err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()

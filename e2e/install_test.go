@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/outrigger-mesh/outrigger/e2e/harness"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // TestUninstallLeavesNothingBehind removes the mesh under pods that use it, and
@@ -23,7 +24,7 @@ func TestUninstallLeavesNothingBehind(t *testing.T) {
 	pods := all(t, ns, httpEcho("server"), caller("client"))
 	url := echoURL(ns, "server", "/")
 	answers(t, pods[1], url, 200)
-	trust := client.ObjectKey{Namespace: ns, Name: "outrigger-trust"}
+	trust := client.ObjectKey{Namespace: ns, Name: mesh.TrustConfigMap}
 	if err := cluster.Client.Get(t.Context(), trust, &corev1.ConfigMap{}); err != nil {
 		t.Errorf("the mesh's roots are not in its namespace: %v", err)
 	}

@@ -21,9 +21,6 @@ const (
 	stateVolume = "outrigger-state"
 	tokenVolume = "outrigger-token"
 	trustVolume = "outrigger-trust"
-	// TrustConfigMap is the ConfigMap that holds the mesh's roots, in each
-	// namespace of the mesh, under the key ca.crt.
-	TrustConfigMap = "outrigger-trust"
 )
 
 // The sidecar's own ports. Traffic from outside is never passed on to them.

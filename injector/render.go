@@ -13,6 +13,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/bootstrap"
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/iptables"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // A rendering is the sidecar that a pod should have. Everything that the API
@@ -174,7 +175,7 @@ func ready(period, failures int32) *corev1.Probe {
 func volumes(s Settings) []corev1.Volume {
 	readable := new(int32(0o644))
 	trust := corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
-		LocalObjectReference: corev1.LocalObjectReference{Name: TrustConfigMap}, DefaultMode: readable,
+		LocalObjectReference: corev1.LocalObjectReference{Name: mesh.TrustConfigMap}, DefaultMode: readable,
 	}}
 	if s.ClusterTrustBundle != "" {
 		trust = corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{DefaultMode: readable, Sources: []corev1.VolumeProjection{

@@ -25,6 +25,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/internal/api"
 	"github.com/outrigger-mesh/outrigger/internal/controller"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
@@ -168,7 +169,7 @@ func (i *installation) removeTrust(ctx context.Context, c client.Client) error {
 	removed := 0
 	for _, ns := range namespaces.Items {
 		trust := &corev1.ConfigMap{}
-		trust.Namespace, trust.Name = ns.Name, "outrigger-trust"
+		trust.Namespace, trust.Name = ns.Name, mesh.TrustConfigMap
 		err := c.Delete(ctx, trust)
 		if client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("delete ConfigMap %s/%s: %w", ns.Name, trust.Name, err)

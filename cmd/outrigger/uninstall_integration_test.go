@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // TestUninstallKeepsNamespacesOfOthers runs against a real API server. No
@@ -43,7 +44,7 @@ func TestUninstallKeepsNamespacesOfOthers(t *testing.T) {
 			in := installation{flags: genericclioptions.NewConfigFlags(true), namespace: name, timeout: time.Minute, out: io.Discard, started: time.Now()}
 			*in.flags.KubeConfig = server.Kubeconfig
 			namespace, secret, trust := &corev1.Namespace{}, &corev1.Secret{}, &corev1.ConfigMap{}
-			trust.Namespace, trust.Name = "default", "outrigger-trust" // of a mesh elsewhere
+			trust.Namespace, trust.Name = "default", mesh.TrustConfigMap // of a mesh elsewhere
 			if err := c.Create(t.Context(), trust.DeepCopy()); client.IgnoreAlreadyExists(err) != nil {
 				t.Fatal(err)
 			}

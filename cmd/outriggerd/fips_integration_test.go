@@ -36,6 +36,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/injector"
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/manifests"
 	"github.com/outrigger-mesh/outrigger/webhook"
 )
@@ -263,7 +264,7 @@ func (m *meshOnAPIServer) mount(pod *corev1.Pod, dir string) {
 	must(m.t, os.WriteFile(filepath.Join(dir, "token"), []byte(request.Status.Token), 0o600))
 	var trust corev1.ConfigMap
 	m.eventually("the roots are in the pod's namespace", func() error {
-		return m.admin.Get(m.t.Context(), client.ObjectKey{Namespace: pod.Namespace, Name: identity.TrustConfigMap}, &trust)
+		return m.admin.Get(m.t.Context(), client.ObjectKey{Namespace: pod.Namespace, Name: mesh.TrustConfigMap}, &trust)
 	})
 	must(m.t, os.WriteFile(filepath.Join(dir, "ca.crt"), []byte(trust.Data[identity.TrustKey]), 0o600))
 }

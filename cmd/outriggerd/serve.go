@@ -138,7 +138,7 @@ func (p *plane) wireManager(_ context.Context, restConfig *rest.Config) error {
 			// Of ConfigMaps only those with the roots, and its own, which is all it may read.
 			ByObject: map[client.Object]cache.ByObject{
 				&corev1.ConfigMap{}: {Namespaces: map[string]cache.Config{
-					cache.AllNamespaces: {FieldSelector: fields.OneTermEqualSelector("metadata.name", identity.TrustConfigMap)},
+					cache.AllNamespaces: {FieldSelector: fields.OneTermEqualSelector("metadata.name", mesh.TrustConfigMap)},
 					p.cfg.namespace:     {},
 				}},
 			},

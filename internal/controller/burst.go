@@ -15,6 +15,7 @@ import (
 	accessv1alpha3 "github.com/outrigger-mesh/outrigger/internal/api/access/v1alpha3"
 	specsv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/specs/v1alpha4"
 	splitv1alpha4 "github.com/outrigger-mesh/outrigger/internal/api/split/v1alpha4"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // Changes come in bursts: a rollout touches pods and slices many times a second.
@@ -47,7 +48,7 @@ func (b burst) watch(ctx context.Context, from cache.Cache, kinds ...client.Obje
 	}
 	matters := func(object any) bool {
 		m, ok := object.(*corev1.ConfigMap)
-		return !ok || m.Name == TrustConfigMap
+		return !ok || m.Name == mesh.TrustConfigMap
 	}
 	for _, kind := range kinds {
 		informer, err := from.GetInformer(ctx, kind)

@@ -9,9 +9,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
-// TrustConfigMap holds the mesh's roots, in each of its namespaces.
-const TrustConfigMap = "outrigger-trust"
-
 // again is how soon after a failure the trust is looked at again.
 const again = 5 * time.Second
 

@@ -12,16 +12,16 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // Names of the objects that this package keeps.
 const (
 	// CASecret holds the mesh's CA, in the system namespace.
 	CASecret = "outrigger-ca"
-	// TrustConfigMap holds the roots, in each namespace of the mesh and in the
-	// system namespace, where it also records that there is a CA.
-	TrustConfigMap = "outrigger-trust"
-	// TrustKey is the key of the roots in it, PEM.
+	// TrustKey is the key of the roots in the ConfigMap [mesh.TrustConfigMap], PEM. In
+	// the system namespace that also records that there is a CA.
 	TrustKey = "ca.crt"
 	// TrustLabel marks the ConfigMap as ours; its value is the mesh's name.
 	TrustLabel = "outrigger.dev/trust"
@@ -83,7 +83,7 @@ func witness(records []corev1.ConfigMap) string {
 	if len(records) == 0 {
 		return "the record of the authorities"
 	}
-	return fmt.Sprintf("ConfigMap %s in %s", TrustConfigMap, places(records))
+	return fmt.Sprintf("ConfigMap %s in %s", mesh.TrustConfigMap, places(records))
 }
 
 // readCA returns the data of a Secret.
@@ -156,8 +156,8 @@ func (h Home) createSecret(ctx context.Context, name string, data map[string][]b
 func (h Home) records(ctx context.Context) ([]corev1.ConfigMap, error) {
 	var list corev1.ConfigMapList
 	// By name, because the right to list them is limited to that name.
-	if err := h.Client.List(ctx, &list, client.MatchingFields{"metadata.name": TrustConfigMap}); err != nil {
-		return nil, fmt.Errorf("list ConfigMaps %s: %w", TrustConfigMap, err)
+	if err := h.Client.List(ctx, &list, client.MatchingFields{"metadata.name": mesh.TrustConfigMap}); err != nil {
+		return nil, fmt.Errorf("list ConfigMaps %s: %w", mesh.TrustConfigMap, err)
 	}
 	return slices.DeleteFunc(list.Items, func(m corev1.ConfigMap) bool { return m.Labels[TrustLabel] != h.Mesh }), nil
 }
@@ -192,7 +192,7 @@ func (h Home) record(ctx context.Context, roots []*x509.Certificate) error {
 
 func (h Home) trust(namespace string, roots []byte) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: TrustConfigMap, Labels: map[string]string{TrustLabel: h.Mesh}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: mesh.TrustConfigMap, Labels: map[string]string{TrustLabel: h.Mesh}},
 		Data:       map[string]string{TrustKey: string(roots)},
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 func TestReplicasThatStartTogetherShareOneCA(t *testing.T) {
@@ -97,7 +99,7 @@ func TestCAIsNeverReplacedSilently(t *testing.T) {
 				t.Errorf("%s\nthe root changed", tc.reason)
 			}
 			var record corev1.ConfigMap
-			must(t, admin(t).Get(t.Context(), client.ObjectKey{Namespace: home.Namespace, Name: TrustConfigMap}, &record))
+			must(t, admin(t).Get(t.Context(), client.ObjectKey{Namespace: home.Namespace, Name: mesh.TrustConfigMap}, &record))
 			if diff := cmp.Diff(string(encodeCertificates(first.authority.root)), record.Data[TrustKey]); diff != "" {
 				t.Errorf("%s\nrecord (-want +got):\n%s", tc.reason, diff)
 			}
@@ -198,7 +200,7 @@ func deleteCA(t *testing.T, c client.Client, h Home) {
 func deleteRecord(t *testing.T, c client.Client, namespace string) {
 	t.Helper()
 	m := &corev1.ConfigMap{}
-	m.Namespace, m.Name = namespace, TrustConfigMap
+	m.Namespace, m.Name = namespace, mesh.TrustConfigMap
 	must(t, c.Delete(t.Context(), m))
 }
 
@@ -233,7 +235,7 @@ func TestTrust(t *testing.T) {
 	read := func(namespace string) map[string]string {
 		t.Helper()
 		var m corev1.ConfigMap
-		must(t, admin(t).Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: TrustConfigMap}, &m))
+		must(t, admin(t).Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: mesh.TrustConfigMap}, &m))
 		return m.Data
 	}
 	want := map[string]string{TrustKey: string(encodeCertificates(ca.authority.root))}

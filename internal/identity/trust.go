@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 )
 
 // Trust keeps the roots in the namespaces of the mesh, where pods mount them to
@@ -55,8 +57,8 @@ func (t Trust) Sync(ctx context.Context, namespaces []string) ([]TrustChange, er
 		return nil, err
 	}
 	var list corev1.ConfigMapList
-	if err := t.Home.Client.List(ctx, &list, client.MatchingFields{"metadata.name": TrustConfigMap}); err != nil {
-		return nil, fmt.Errorf("list ConfigMaps %s: %w", TrustConfigMap, err)
+	if err := t.Home.Client.List(ctx, &list, client.MatchingFields{"metadata.name": mesh.TrustConfigMap}); err != nil {
+		return nil, fmt.Errorf("list ConfigMaps %s: %w", mesh.TrustConfigMap, err)
 	}
 	found := make(map[string]*corev1.ConfigMap, len(list.Items))
 	for i := range list.Items {
@@ -66,7 +68,7 @@ func (t Trust) Sync(ctx context.Context, namespaces []string) ([]TrustChange, er
 	var errs []error
 	done := func(namespace string, action TrustAction, err error) {
 		if err != nil {
-			errs = append(errs, fmt.Errorf("keep ConfigMap %s/%s: %w", namespace, TrustConfigMap, err))
+			errs = append(errs, fmt.Errorf("keep ConfigMap %s/%s: %w", namespace, mesh.TrustConfigMap, err))
 		} else if action != "" {
 			changes = append(changes, TrustChange{Namespace: namespace, Action: action})
 		}

@@ -5,6 +5,10 @@ import (
 	"strings"
 )
 
+// TrustConfigMap is the ConfigMap that holds the mesh's roots, in each of its namespaces
+// and in the system namespace.
+const TrustConfigMap = "outrigger-trust"
+
 // A TrustDomain is one whose identities are accepted, and who vouches for them.
 type TrustDomain struct {
 	Name string `json:"name"`
