@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -11,6 +12,9 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
+
+// The ClusterTrustBundle is looked at so often, and so soon after a failure.
+const bundleInterval, bundleRetry = 10 * time.Second, 5 * time.Second
 
 // rootsSignals tell those who use the mesh's roots that they are other ones.
 // Each holds at most one signal.
@@ -77,25 +81,45 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 	)
 }
 
-// keepClusterBundle writes the mesh's ClusterTrustBundle as soon as the roots are
-// known, in every replica: pods that ask for it wait until it is there. Changes of
-// it are the elected replica's.
+// keepClusterBundle keeps the mesh's ClusterTrustBundle. Every replica writes it once, as
+// soon as the roots are known: pods that ask for it wait until it is there. From then on
+// the elected one does, when the roots change and, against whoever else writes it, every
+// ten seconds.
 func (p *plane) keepClusterBundle(ctx context.Context) error {
-	for p.bundle != "" {
-		changed := p.authorities.Changed()
-		if _, err := p.authorities.Now(); err == nil {
-			if _, err := p.trust.SyncClusterBundle(ctx); err != nil {
-				p.log.Error(err, "ClusterTrustBundle not written; the elected replica tries again")
+	if p.bundle == "" {
+		return nil
+	}
+	elected, leads, written := p.mgr.Elected(), false, false
+	for ctx.Err() == nil {
+		changed, again := p.authorities.Changed(), bundleInterval
+		if _, err := p.authorities.Now(); err == nil && (leads || !written) {
+			if written = p.writeClusterBundle(ctx); !written {
+				again = bundleRetry
 			}
-			return nil
 		}
+		tick := time.NewTimer(again)
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-changed:
+		case <-elected:
+			elected, leads = nil, true
+		case <-tick.C:
 		}
+		tick.Stop()
 	}
 	return nil
+}
+
+// writeClusterBundle reports whether the bundle is what it should be.
+func (p *plane) writeClusterBundle(ctx context.Context) bool {
+	wrote, err := p.trust.SyncClusterBundle(ctx)
+	if err != nil && ctx.Err() == nil {
+		p.log.Error(err, "ClusterTrustBundle not written")
+	}
+	if wrote {
+		p.log.Info("trust roots written", "clusterTrustBundle", p.bundle)
+	}
+	return err == nil
 }
 
 // follow passes the state of the authorities on.
@@ -116,20 +140,13 @@ func (p *plane) report() rotation.Report {
 	return report
 }
 
-// syncTrust makes the roots what they should be wherever pods find them, and says
-// what it changed.
+// syncTrust makes the roots what they should be in the mesh's namespaces, and says what it
+// changed.
 func (p *plane) syncTrust(ctx context.Context, namespaces []string) ([]string, error) {
 	changes, err := p.trust.Sync(ctx, namespaces)
 	var told []string
 	for _, change := range changes {
 		told = append(told, change.Namespace+" "+string(change.Action))
 	}
-	if p.bundle == "" {
-		return told, err
-	}
-	wrote, bundleErr := p.trust.SyncClusterBundle(ctx)
-	if wrote {
-		told = append(told, "ClusterTrustBundle "+p.bundle)
-	}
-	return told, errors.Join(err, bundleErr)
+	return told, err
 }
