@@ -125,7 +125,7 @@ func (a *authorities) want(cmd *cobra.Command, change func(now controller.Author
 
 // undecided returns an error where MeshRootCertificates say who signs.
 func (a *authorities) undecided(ctx context.Context, now controller.Authorities) error {
-	roots := controller.RootReader{Client: a.client, Namespace: a.systemNamespace}
+	roots := controller.RootReader{Client: a.client, Scope: rotation.RootScope{Namespace: a.systemNamespace}}
 	goal, err := roots.Goal(ctx, now.State)
 	if err == nil && goal != nil {
 		err = fmt.Errorf("the MeshRootCertificates of namespace %s say who signs; edit their roles, or delete them to use this command", a.systemNamespace)
@@ -190,7 +190,8 @@ func (a *authorities) authority(ctx context.Context, t target, now controller.Au
 	}
 	next = next.WithDefaults()
 	next.Name = now.State.FreeName(next)
-	if next.Same(signing.Authority) {
+	// Under another name it is opened anew, with the roots that it has by then.
+	if next.Same(signing.Authority) && (t.name == "" || t.name == signing.Name) {
 		return next, fmt.Errorf("%s signs already", signing.Authority)
 	}
 	return next, next.Validate()
@@ -224,7 +225,7 @@ func (a *authorities) freeSecret(ctx context.Context, s rotation.State) (string,
 			return "", fmt.Errorf("look for Secret %s/%s: %w", a.systemNamespace, name, err)
 		}
 	}
-	return "", fmt.Errorf("the mesh may make roots in the Secrets %s of namespace %s, and each is there; delete one that is of no use any more (status says which are)",
+	return "", fmt.Errorf("the mesh may make roots in the Secrets %s of namespace %s, and each is there; delete one that is of no use any more (status names those that are in use)",
 		strings.Join(rotation.OwnSecrets(), ", "), a.systemNamespace)
 }
 

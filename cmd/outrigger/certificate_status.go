@@ -22,7 +22,8 @@ import (
 // look is how often a command that watches looks.
 const look = 2 * time.Second
 
-// endsSoon is when the end of a root becomes a fault.
+// endsSoon is when the end of a root, or of an intermediate of the user's, becomes a
+// fault. The mesh renews its own intermediates twice as early.
 const endsSoon = 30 * 24 * time.Hour
 
 // A certificateStatus is what status tells.
@@ -137,6 +138,9 @@ func newStatus(found controller.Authorities, seen rotation.Seen, reports []rotat
 				status.Faults = append(status.Faults, fmt.Sprintf("a root of authority %s ends %s", t.Name, when(root.End, now)))
 			}
 		}
+	}
+	if end := rotation.UsersIntermediate(s, status.Ends); !end.IsZero() && end.Sub(now) < endsSoon {
+		status.Faults = append(status.Faults, fmt.Sprintf("an intermediate of authority %s ends %s; put a newer one into its Secret", s.Serving, when(end, now)))
 	}
 	if s.Rotation != nil {
 		progress := s.Progress(seen)

@@ -69,6 +69,49 @@ func TestCertificateStatus(t *testing.T) {
 	}
 }
 
+// TestStatusTellsOfTheUsersIntermediate wants a fault where nobody but people renews
+// what is below the root.
+func TestStatusTellsOfTheUsersIntermediate(t *testing.T) {
+	now := time.Now().Truncate(time.Second)
+	vault := rotation.Authority{Name: "vault-mesh", TrustDomain: "cluster.local", Vault: &rotation.Vault{Address: "https://v:8200", Role: "mesh"}}
+	for name, tc := range map[string]struct {
+		authority rotation.Authority
+		left      time.Duration
+		told      bool
+	}{
+		"ends in an hour":          {builtIn("mine"), time.Hour, true},
+		"has ended":                {builtIn("mine"), -time.Hour, true},
+		"the mesh's own":           {builtIn("outrigger-ca"), 60 * 24 * time.Hour, false},
+		"Vault's, in half an hour": {vault, 30 * time.Minute, false},
+	} {
+		state := rotation.NewState(tc.authority, rootPEM(t, now.AddDate(10, 0, 0)))
+		seen := rotation.Seen{Replicas: []rotation.Replica{{Name: "outriggerd-1", Heard: true}}}
+		reports := []rotation.Report{{Replica: "outriggerd-1", Until: now.Add(time.Minute), IntermediateEnd: now.Add(tc.left)}}
+		status := newStatus(controller.Authorities{State: state}, seen, reports, now)
+		if told := strings.Contains(strings.Join(status.Faults, "\n"), "an intermediate of authority "+tc.authority.Name+" ends"); told != tc.told {
+			t.Errorf("%s: faults are %v; want one about the intermediate: %t", name, status.Faults, tc.told)
+		}
+	}
+}
+
+// TestSameAuthorityUnderAnotherName is how people let an issuer that has got another
+// root be trusted with it.
+func TestSameAuthorityUnderAnotherName(t *testing.T) {
+	issuer := rotation.Authority{TrustDomain: "cluster.local", CertManager: &rotation.CertManager{Issuer: "mesh", Kind: "ClusterIssuer"}}.WithDefaults()
+	now := controller.Authorities{State: rotation.NewState(issuer, "")}
+	const to = "{certManager: {issuer: mesh, kind: ClusterIssuer}}"
+	var a authorities
+	for name, want := range map[string]string{"": "signs already", "cert-manager-mesh": "signs already", "again": ""} {
+		next, err := a.authority(t.Context(), target{to: to, name: name}, now)
+		if want == "" && (err != nil || next.Name != name) {
+			t.Errorf("--name %q is %s, %v", name, next, err)
+		}
+		if want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("--name %q: %v does not say %q", name, err, want)
+		}
+	}
+}
+
 func TestReadAuthority(t *testing.T) {
 	got, err := readAuthority("{certManager: {issuer: mesh, kind: ClusterIssuer}}")
 	if err != nil || got.CertManager.Kind != "ClusterIssuer" {

@@ -152,6 +152,14 @@ func TestSlipsInValues(t *testing.T) {
 		"certificates.builtIn.secret=My_CA": "certificates/builtIn/secret",
 		"certificates.issuer=tresor":        "'builtIn', 'certManager', 'vault'",
 		"webhook.certManager.enabled=true":  "webhook.certManager.issuerRef.name is empty",
+		"certificates.issuer=certManager":   "certificates.certManager.issuer is empty",
+		"certificates.issuer=vault":         "certificates.vault.address is empty",
+		"certificates.issuer=vault,certificates.vault.address=https://v:8200":                              "certificates.vault.role is empty",
+		"certificates.issuer=vault,certificates.vault.address=https://v:8200,certificates.vault.role=mesh": "certificates.vault.token and certificates.vault.kubernetes",
+		"certificates.vault.token.secret=s,certificates.vault.kubernetes.role=r":                           "certificates.vault.token and certificates.vault.kubernetes",
+		"certificates.vault.address=http://v:8200":                                                         "certificates/vault/address",
+		"certificates.workloadDuration=a day":                                                              "certificates/workloadDuration",
+		"webhook.certManager.issuerRef.knd=ClusterIssuer":                                                  "knd",
 	} {
 		_, _, err := runCommand(t, "", "install", "--dry-run", "--set", set)
 		if err == nil || !strings.Contains(err.Error(), want) {

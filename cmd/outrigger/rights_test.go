@@ -61,18 +61,26 @@ func rights(where string, rules []rbacv1.PolicyRule) []string {
 // to a list in testdata. A right more is a line more there: read it with
 // docs/security.md in mind.
 func TestRightsOfTheControlPlane(t *testing.T) {
-	var got []string
-	for _, role := range documents[rbacv1.ClusterRole](t, "ClusterRole", nil) {
-		got = append(got, rights("cluster", role.Rules)...)
-	}
-	for _, role := range documents[rbacv1.Role](t, "Role", nil) {
-		got = append(got, rights(role.Namespace, role.Rules)...)
-	}
-	slices.Sort(got)
-	golden.Compare(t, "testdata/rights.golden.txt", []byte(strings.Join(got, "\n")+"\n"))
-	for _, line := range got {
-		if strings.Contains(line, "*") || strings.HasPrefix(line, "cluster secrets") || strings.Contains(line, "escalate") || strings.Contains(line, "impersonate") {
-			t.Errorf("no control plane needs %s", line)
+	issuers := map[string]any{"certificates": map[string]any{
+		"secrets":     []any{"next"},
+		"builtIn":     map[string]any{"secret": "mine"},
+		"certManager": map[string]any{"issuer": "mesh"},
+		"vault":       map[string]any{"caSecret": "vault-ca", "token": map[string]any{"secret": "vault-token", "key": "token"}},
+	}}
+	for file, values := range map[string]map[string]any{"rights": nil, "rights-with-issuers": issuers} {
+		var got []string
+		for _, role := range documents[rbacv1.ClusterRole](t, "ClusterRole", values) {
+			got = append(got, rights("cluster", role.Rules)...)
+		}
+		for _, role := range documents[rbacv1.Role](t, "Role", values) {
+			got = append(got, rights(role.Namespace, role.Rules)...)
+		}
+		slices.Sort(got)
+		golden.Compare(t, "testdata/"+file+".golden.txt", []byte(strings.Join(got, "\n")+"\n"))
+		for _, line := range got {
+			if strings.Contains(line, "*") || strings.HasPrefix(line, "cluster secrets") || strings.Contains(line, "escalate") || strings.Contains(line, "impersonate") {
+				t.Errorf("no control plane needs %s", line)
+			}
 		}
 	}
 }

@@ -27,7 +27,7 @@ type config struct {
 	trafficPolicy, egress                     string
 	clusterTrustBundle, minimumTLS            string
 	authority                                 identity.Authority // of the mesh's first start
-	vaultTokenFile                            string
+	vaultTokenFile, vaultCA                   string
 	serviceCIDRs                              prefixes
 	tracing                                   tracingConfig
 
@@ -81,6 +81,7 @@ func parseConfig(args []string, env func(string) string, usage io.Writer) (confi
 	f.StringVar(&c.minimumTLS, "minimum-tls-version", "1.3", "1.3 or 1.2: what clients of pods in the mesh speak at least; proxies themselves speak 1.3")
 	f.DurationVar(&c.leaf, "workload-certificate-duration", 24*time.Hour, "how long a workload's certificate is valid")
 	authority := f.String("authority", `{"builtIn":{}}`, "who signs, as JSON; without a trustDomain it is of the mesh's")
+	f.StringVar(&c.vaultCA, "vault-ca-secret", "", "Secret with the CA of Vault's server, for MeshRootCertificates; empty: public authorities")
 	f.StringVar(&c.vaultTokenFile, "vault-token-file", "/var/run/secrets/outrigger.dev/vault/token", "outriggerd's service account token for Vault's Kubernetes login")
 	f.StringVar(&c.tracing.collector, "tracing-collector", "", "HOST:PORT of a collector that takes OTLP over gRPC; empty: nothing is traced")
 	f.StringVar(&c.tracing.sampling, "tracing-sampling", "1", "percentage of requests that are traced, where neither a Service nor a namespace says")

@@ -53,7 +53,7 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 	}
 	p.serving = identity.NewServing(&p.authorities, p.cfg.namespace, p.cfg.leaf)
 	p.ready = append(p.ready, p.serving.Ready)
-	roots := &controller.RootReader{Client: p.direct, Namespace: p.cfg.namespace}
+	roots := &controller.RootReader{Client: p.direct, Scope: rotation.RootScope{Namespace: p.cfg.namespace, VaultCA: p.cfg.vaultCA}}
 	rotator := controller.NewRotator(controller.RotatorConfig{
 		Cache: p.mgr.GetCache(), Client: p.direct, Lookup: p.lookup, First: p.cfg.authority,
 		Open: p.follower.Also, Opened: p.follower.Seen, Roles: roots.Goal, Told: roots.Tell,

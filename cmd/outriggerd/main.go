@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/go-logr/logr"
+	_ "golang.org/x/crypto/x509roots/fallback" // the image has no public authorities of its own
 	ctrl "sigs.k8s.io/controller-runtime"
 )
 

@@ -196,6 +196,10 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 	if err != nil {
 		return err
 	}
+	ranges, err := p.cfg.rangeKinds(p.mgr.GetRESTMapper())
+	if err != nil {
+		return err
+	}
 	reporter := controller.NewReporter(controller.Reporter{
 		Cache: p.mgr.GetCache(), Owners: p.direct, Events: p.mgr.GetEventRecorder("outriggerd"),
 		Injector: settings, Log: p.log.WithName("reporter"),
@@ -222,7 +226,7 @@ func (p *plane) wirePublisher(_ context.Context, _ *rest.Config) error {
 			p.acknowledged.published(trustOf(opts).Key, accepted.Generation)
 			return opts, nil
 		},
-		Also:       p.cfg.rangeKinds(),
+		Also:       ranges,
 		MeshConfig: meshConfig.Now,
 		Changed:    p.roots.publisher,
 		Publish:    func(ctx context.Context, snap *mesh.Snapshot) error { return p.xds.Publish(ctx, snap) },

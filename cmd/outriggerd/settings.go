@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -108,11 +109,18 @@ func (t tracingConfig) mesh() (*mesh.Tracing, error) {
 
 // rangeKinds are what ranges reads. A ClusterIP of a range that is not yet known
 // is taken for one outside the mesh, so a change of these counts at once.
-func (c config) rangeKinds() []client.Object {
+func (c config) rangeKinds(mapper meta.RESTMapper) ([]client.Object, error) {
 	if len(c.serviceCIDRs) > 0 {
-		return nil // clusters before 1.33 have no such kind
+		return nil, nil
 	}
-	return []client.Object{&networkingv1.ServiceCIDR{}}
+	_, err := mapper.RESTMapping(networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR").GroupKind(), networkingv1.SchemeGroupVersion.Version)
+	if meta.IsNoMatchError(err) {
+		return nil, errors.New("this cluster does not say what its ClusterIPs are (Kubernetes does from 1.33 on): set the chart's serviceCIDRs to its --service-cluster-ip-range")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask for the ranges of ClusterIPs: %w", err)
+	}
+	return []client.Object{&networkingv1.ServiceCIDR{}}, nil
 }
 
 // ranges returns the ranges of ClusterIPs: those of the flag, or those that the

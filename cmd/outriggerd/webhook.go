@@ -16,6 +16,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/api"
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/internal/rotation"
 	"github.com/outrigger-mesh/outrigger/webhook"
 )
 
@@ -34,7 +35,7 @@ func (p *plane) wireWebhook(ending context.Context, _ *rest.Config) error {
 	}
 	handler := webhook.New(webhook.Config{
 		// From the cache alone: admission of pods asks nobody.
-		Roots:    (&controller.RootReader{Client: p.direct, Namespace: p.cfg.namespace}).Roots,
+		Roots:    (&controller.RootReader{Client: p.direct, Scope: rotation.RootScope{Namespace: p.cfg.namespace}}).Roots,
 		Settings: settings, Adjust: p.inDomains, Namespaces: controller.Lookup{Cached: p.mgr.GetCache()},
 		Observe: observe, Log: p.log.WithName("webhook"),
 	})

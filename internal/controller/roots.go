@@ -36,8 +36,8 @@ const (
 // cluster has that kind, and writes their status.
 type RootReader struct {
 	// Client must not be a cache: the kind may come at any time.
-	Client    client.Client
-	Namespace string
+	Client client.Client
+	Scope  rotation.RootScope
 
 	found    []unstructured.Unstructured
 	verdicts []rotation.RootVerdict
@@ -52,12 +52,12 @@ func (r *RootReader) Roots(ctx context.Context) ([]rotation.Root, error) {
 func (r *RootReader) list(ctx context.Context) ([]unstructured.Unstructured, []rotation.Root, error) {
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(rootKind())
-	err := r.Client.List(ctx, list, client.InNamespace(r.Namespace))
+	err := r.Client.List(ctx, list, client.InNamespace(r.Scope.Namespace))
 	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
 		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("list MeshRootCertificates in namespace %s: %w", r.Namespace, err)
+		return nil, nil, fmt.Errorf("list MeshRootCertificates in namespace %s: %w", r.Scope.Namespace, err)
 	}
 	var roots []rotation.Root
 	for _, item := range list.Items {
@@ -78,7 +78,7 @@ func (r *RootReader) Goal(ctx context.Context, s rotation.State) (*rotation.Goal
 	if err != nil || len(roots) == 0 {
 		return nil, err
 	}
-	goal, verdicts := rotation.Roles(roots, s, r.Namespace)
+	goal, verdicts := rotation.Roles(roots, s, r.Scope)
 	r.found, r.verdicts = found, verdicts
 	return goal, nil
 }
@@ -88,7 +88,7 @@ func (r *RootReader) Tell(ctx context.Context, s rotation.State, progress rotati
 	for _, v := range r.verdicts {
 		i := slices.IndexFunc(r.found, func(u unstructured.Unstructured) bool { return u.GetName() == v.Root.Name })
 		if err := r.write(ctx, r.found[i], rootConditions(v, s, progress)); err != nil {
-			return fmt.Errorf("write the status of MeshRootCertificate %s/%s: %w", r.Namespace, v.Root.Name, err)
+			return fmt.Errorf("write the status of MeshRootCertificate %s/%s: %w", r.Scope.Namespace, v.Root.Name, err)
 		}
 	}
 	return nil

@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	// Roots and what is below them are told of so long before their end; workloads'
-	// certificates are renewed by themselves.
-	rootWarning = 60 * 24 * time.Hour
+	// Roots, and intermediates of the user's, are told of so long before their end. The
+	// mesh renews its own intermediates when they have 60 days yet.
+	rootWarning         = 60 * 24 * time.Hour
+	intermediateWarning = 30 * 24 * time.Hour
 	// stuck is how long nobody moves before an Event says for whom a step waits.
 	stuck = 2 * time.Minute
 	// roles is how often the objects that Roles reads are looked at.
@@ -149,8 +150,9 @@ func (r *Rotator) lead(ctx context.Context, now time.Time) (*rotation.State, err
 	if err := r.write(ctx, a, next, text); err != nil {
 		return nil, err
 	}
-	r.tell(a, next, progress, now)
-	r.measure(next, progress, reports, seen, now)
+	ends := rotation.SoonestEnds(reports, seen, now)
+	r.tell(a, next, progress, ends, now)
+	r.measure(next, progress, ends)
 	if r.cfg.Told != nil {
 		if err := r.cfg.Told(ctx, next, progress); err != nil {
 			return nil, err
@@ -221,7 +223,7 @@ func (r *Rotator) write(ctx context.Context, a Authorities, next rotation.State,
 }
 
 // tell says what changed in Events and the log.
-func (r *Rotator) tell(a Authorities, next rotation.State, progress rotation.Progress, now time.Time) {
+func (r *Rotator) tell(a Authorities, next rotation.State, progress rotation.Progress, ends rotation.Ends, now time.Time) {
 	event := func(kind, reason, format string, args ...any) {
 		r.cfg.Events.Eventf(&corev1.ObjectReference{
 			APIVersion: "v1", Kind: "ConfigMap", Namespace: a.Object.Namespace, Name: a.Object.Name, UID: a.Object.UID,
@@ -257,6 +259,9 @@ func (r *Rotator) tell(a Authorities, next rotation.State, progress rotation.Pro
 			once("root"+t.Name, 24*time.Hour, "RootEnds", "a root of authority %s ends at %s; run: outrigger certificate rotate", t.Name, end.Format(time.RFC3339))
 		}
 	}
+	if end := rotation.UsersIntermediate(next, ends); !end.IsZero() && end.Sub(now) < intermediateWarning {
+		once("intermediate", 24*time.Hour, "IntermediateEnds", "an intermediate of authority %s ends at %s; put a newer one into its Secret", next.Serving, end.Format(time.RFC3339))
+	}
 	if a.Object.Data[ChartKey] != "" && !next.Chart.Same(r.cfg.First) {
 		once("chart", 24*time.Hour, "ChartDiffers", "the chart's values name %s, and %s signs; run: outrigger certificate rotate --chart", r.cfg.First, next.Signing)
 	}
@@ -277,7 +282,7 @@ func soonestRoot(text string) time.Time {
 }
 
 // measure sets the metrics.
-func (r *Rotator) measure(s rotation.State, progress rotation.Progress, reports []rotation.Report, seen rotation.Seen, now time.Time) {
+func (r *Rotator) measure(s rotation.State, progress rotation.Progress, ends rotation.Ends) {
 	r.ends.Reset()
 	set := func(kind, authority string, end time.Time) {
 		if !end.IsZero() {
@@ -287,7 +292,6 @@ func (r *Rotator) measure(s rotation.State, progress rotation.Progress, reports 
 	for _, t := range s.Trusted {
 		set("root", t.Name, soonestRoot(t.Roots))
 	}
-	ends := rotation.SoonestEnds(reports, seen, now)
 	set("intermediate", "", ends.Intermediate)
 	set("serving", "", ends.Serving)
 	set("workload", "", ends.Workload)

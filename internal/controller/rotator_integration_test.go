@@ -161,7 +161,7 @@ func builtIn(name, domain string) rotation.Authority {
 func (w *turning) rotator() (stop func()) {
 	var mu sync.Mutex
 	open := []rotation.Authority{builtIn("a", "old")}
-	roots := &RootReader{Client: w.admin, Namespace: rotatedNamespace}
+	roots := &RootReader{Client: w.admin, Scope: rotation.RootScope{Namespace: rotatedNamespace}}
 	r := NewRotator(RotatorConfig{
 		Cache: w.informers, Client: w.admin, Lookup: w.lookup, First: builtIn("a", "old"),
 		Roles: roots.Goal, Told: roots.Tell,

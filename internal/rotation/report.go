@@ -174,6 +174,16 @@ type Ends struct {
 	Workload     time.Time `json:"workload,omitzero"`
 }
 
+// UsersIntermediate is when the first intermediate ends of which nobody but people
+// takes care, because outriggerd reads it from a Secret; zero where there is none.
+// Those of outside authorities are theirs to renew.
+func UsersIntermediate(s State, ends Ends) time.Time {
+	if t, ok := s.Find(s.Serving); ok && t.BuiltIn != nil {
+		return ends.Intermediate
+	}
+	return time.Time{}
+}
+
 // SoonestEnds returns when the first certificates end, by reports that count and of
 // pods that run.
 func SoonestEnds(reports []Report, seen Seen, now time.Time) Ends {

@@ -69,13 +69,22 @@ func ParseRoot(name string, spec any) (Root, error) {
 	return r, nil
 }
 
+// A RootScope is what roots stand in.
+type RootScope struct {
+	// Namespace is the system namespace, where outriggerd reads Secrets.
+	Namespace string
+	// VaultCA is a Secret there with the CA of Vault's server in ca.crt, for which a
+	// root has no word. Empty: public authorities.
+	VaultCA string
+}
+
 // Authority returns the authority that a root stands for. Secrets must be in the
-// system namespace, which is where outriggerd reads them.
-func (r Root) Authority(systemNamespace string) (Authority, error) {
+// system namespace.
+func (r Root) Authority(scope RootScope) (Authority, error) {
 	a := Authority{Name: label(r.Name), TrustDomain: cmp.Or(r.Spec.TrustDomain, "cluster.local")}
 	inSystem := func(field, namespace string) error {
-		if namespace != "" && namespace != systemNamespace {
-			return fmt.Errorf("%s is %q; only %s is allowed, where the mesh reads Secrets", field, namespace, systemNamespace)
+		if namespace != "" && namespace != scope.Namespace {
+			return fmt.Errorf("%s is %q; only %s is allowed, where the mesh reads Secrets", field, namespace, scope.Namespace)
 		}
 		return nil
 	}
@@ -90,7 +99,7 @@ func (r Root) Authority(systemNamespace string) (Authority, error) {
 		}
 		a.Vault = &Vault{
 			Address: fmt.Sprintf("%s://%s:%d", cmp.Or(v.Protocol, "http"), v.Host, v.Port), Role: v.Role,
-			Token: &SecretKey{Secret: ref.Name, Key: ref.Key},
+			Token: &SecretKey{Secret: ref.Name, Key: ref.Key}, CASecret: scope.VaultCA,
 		}
 	}
 	if t := p.Tresor; t != nil {
@@ -115,7 +124,7 @@ type RootVerdict struct {
 // passive one is trusted, those that are inactive are not. Of two active ones that
 // which signs already goes on. The goal is nil without an active root, which changes
 // nothing.
-func Roles(roots []Root, s State, systemNamespace string) (*Goal, []RootVerdict) {
+func Roles(roots []Root, s State, scope RootScope) (*Goal, []RootVerdict) {
 	roots = slices.Clone(roots)
 	slices.SortFunc(roots, func(a, b Root) int { return cmp.Compare(a.Name, b.Name) })
 	verdicts := make([]RootVerdict, len(roots))
@@ -124,11 +133,11 @@ func Roles(roots []Root, s State, systemNamespace string) (*Goal, []RootVerdict)
 		v := &verdicts[i]
 		v.Root = r
 		var err error
-		if v.Authority, err = r.Authority(systemNamespace); err != nil {
+		if v.Authority, err = r.Authority(scope); err != nil {
 			v.Fault = strings.ReplaceAll(err.Error(), "\n", "; ")
 			continue
 		}
-		v.Authority.Name = s.nameOf(v.Authority)
+		v.Authority = s.known(v.Authority)
 		switch r.Spec.Role {
 		case RoleActive:
 			active = append(active, v.Authority)
@@ -161,14 +170,25 @@ func Roles(roots []Root, s State, systemNamespace string) (*Goal, []RootVerdict)
 	return goal, verdicts
 }
 
-// nameOf returns the name that an authority has in the mesh already, or a free one.
-func (s State) nameOf(a Authority) string {
+// known returns an authority as the mesh has it already, or with a free name. Vault's
+// is the same whoever vouches for its server, of which a root says nothing.
+func (s State) known(a Authority) Authority {
 	for _, t := range s.Trusted {
-		if t.Same(a) {
-			return t.Name
+		if withoutCA(t.Authority).Same(withoutCA(a)) {
+			return t.Authority
 		}
 	}
-	return s.FreeName(a)
+	a.Name = s.FreeName(a)
+	return a
+}
+
+func withoutCA(a Authority) Authority {
+	if a.Vault != nil {
+		v := *a.Vault
+		v.CASecret, v.CABundle = "", ""
+		a.Vault = &v
+	}
+	return a
 }
 
 // JudgeRoot returns why a root may not be created, or not replace the one of before,
@@ -190,7 +210,7 @@ func JudgeRoot(namespace string, before *Root, after Root, others []Root) []stri
 		if after.Spec.TrustDomain == "" {
 			faults = append(faults, "spec.trustDomain is empty; it is required")
 		}
-		if _, err := after.Authority(namespace); err != nil {
+		if _, err := after.Authority(RootScope{Namespace: namespace}); err != nil {
 			faults = append(faults, strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 		if (role == RoleActive || role == RolePassive) && count(role, others...) > 0 {

@@ -30,9 +30,9 @@ func TestRootProviders(t *testing.T) {
 	for text, want := range map[string]string{
 		"{provider: {tresor: {ca: {secretRef: {name: osm-ca-bundle, namespace: sys}}}}}":                                                               `{"name":"r","trustDomain":"cluster.local","builtIn":{"secret":"osm-ca-bundle"}}`,
 		"{trustDomain: d, provider: {certManager: {issuerName: osm-ca, issuerKind: ClusterIssuer, issuerGroup: cert-manager.io}}}":                     `{"name":"r","trustDomain":"d","certManager":{"issuer":"osm-ca","kind":"ClusterIssuer","group":"cert-manager.io"}}`,
-		"{provider: {vault: {host: vault.osm, port: 8200, role: osm, protocol: https, token: {secretKeyRef: {name: t, key: token, namespace: sys}}}}}": `{"name":"r","trustDomain":"cluster.local","vault":{"address":"https://vault.osm:8200","mount":"pki","role":"osm","token":{"secret":"t","key":"token"}}}`,
+		"{provider: {vault: {host: vault.osm, port: 8200, role: osm, protocol: https, token: {secretKeyRef: {name: t, key: token, namespace: sys}}}}}": `{"name":"r","trustDomain":"cluster.local","vault":{"address":"https://vault.osm:8200","mount":"pki","role":"osm","token":{"secret":"t","key":"token"},"caSecret":"vault-ca"}}`,
 	} {
-		got, err := root(t, "r", text).Authority("sys")
+		got, err := root(t, "r", text).Authority(RootScope{Namespace: "sys", VaultCA: "vault-ca"})
 		if err != nil || string(got.JSON()) != want {
 			t.Errorf("%s is %s, %v; want %s", text, got.JSON(), err, want)
 		}
@@ -42,9 +42,23 @@ func TestRootProviders(t *testing.T) {
 		"{provider: {}}": "exactly one is allowed",
 		"{provider: {vault: {host: v, port: 8200, role: r, protocol: gopher, token: {secretKeyRef: {name: t, key: k}}}}}": "vault.address",
 	} {
-		if _, err := root(t, "r", text).Authority("sys"); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := root(t, "r", text).Authority(RootScope{Namespace: "sys", VaultCA: "vault-ca"}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v does not say %s", text, err, want)
 		}
+	}
+}
+
+// TestRolesOfVault wants a root to stay the authority that it is when the chart names
+// another CA for Vault's server: a change of that is no reason to rotate.
+func TestRolesOfVault(t *testing.T) {
+	r := root(t, "mrc", "{role: active, provider: {vault: {host: v, port: 8200, role: osm, protocol: https, token: {secretKeyRef: {name: t, key: k}}}}}")
+	first, err := r.Authority(RootScope{Namespace: "sys", VaultCA: "old-ca"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewState(first, "")
+	if goal, _ := Roles([]Root{r}, s, RootScope{Namespace: "sys", VaultCA: "new-ca"}); goal == nil || !goal.Same(s.Holds()) {
+		t.Errorf("the goal is %+v; want what holds, %+v", goal, s.Holds())
 	}
 }
 
@@ -66,7 +80,7 @@ func TestRolesByOSMsTable(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := NewState(Authority{Name: tc.signs, TrustDomain: "d", BuiltIn: &BuiltIn{Secret: tc.signs}}, "")
-			goal, verdicts := Roles([]Root{tresor(t, "mrc2", tc.roles[1]), tresor(t, "mrc1", tc.roles[0])}, s, "sys")
+			goal, verdicts := Roles([]Root{tresor(t, "mrc2", tc.roles[1]), tresor(t, "mrc1", tc.roles[0])}, s, RootScope{Namespace: "sys"})
 			got := ""
 			if goal != nil {
 				for _, a := range goal.All() {
@@ -87,12 +101,12 @@ func TestRolesByOSMsTable(t *testing.T) {
 
 func TestRolesKeepTheNameOfAnAuthority(t *testing.T) {
 	s := NewState(Authority{Name: "outrigger-ca", TrustDomain: "d", BuiltIn: &BuiltIn{Secret: "mrc1"}}, "")
-	goal, _ := Roles([]Root{tresor(t, "mrc1", RoleActive)}, s, "sys")
+	goal, _ := Roles([]Root{tresor(t, "mrc1", RoleActive)}, s, RootScope{Namespace: "sys"})
 	if goal == nil || !goal.Same(s.Holds()) {
 		t.Errorf("a MeshRootCertificate for what signs already starts a rotation: %+v", goal)
 	}
 	bad := tresor(t, "mrc2", "boss")
-	if _, verdicts := Roles([]Root{tresor(t, "mrc1", RoleActive), bad}, s, "sys"); !strings.Contains(verdicts[1].Fault, `"boss"`) {
+	if _, verdicts := Roles([]Root{tresor(t, "mrc1", RoleActive), bad}, s, RootScope{Namespace: "sys"}); !strings.Contains(verdicts[1].Fault, `"boss"`) {
 		t.Errorf("a role that there is not: %q", verdicts[1].Fault)
 	}
 }

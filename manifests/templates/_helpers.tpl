@@ -35,10 +35,18 @@ object.metadata.?labels[?'outrigger.dev/inject'].or(object.metadata.?annotations
 
 {{- /* Who signs at the first start, as outriggerd reads it. */ -}}
 {{- define "outrigger.authority" -}}
+{{- $vault := .Values.certificates.vault -}}
+{{- if and $vault.token $vault.kubernetes -}}
+{{- fail "certificates.vault.token and certificates.vault.kubernetes are both set; exactly one is allowed (--set certificates.vault.token=null takes one away)" -}}
+{{- end -}}
 {{- if eq .Values.certificates.issuer "certManager" -}}
+{{- $_ := required "certificates.certManager.issuer is empty; it is required with certificates.issuer=certManager" .Values.certificates.certManager.issuer -}}
 {{- dict "certManager" .Values.certificates.certManager | toJson -}}
 {{- else if eq .Values.certificates.issuer "vault" -}}
-{{- dict "vault" .Values.certificates.vault | toJson -}}
+{{- $_ := required "certificates.vault.address is empty; it is required with certificates.issuer=vault" $vault.address -}}
+{{- $_ := required "certificates.vault.role is empty; it is required with certificates.issuer=vault" $vault.role -}}
+{{- if not (or $vault.token $vault.kubernetes) }}{{ fail "certificates.vault.token and certificates.vault.kubernetes are both empty; one is required with certificates.issuer=vault" }}{{ end -}}
+{{- dict "vault" $vault | toJson -}}
 {{- else -}}
 {{- dict "builtIn" .Values.certificates.builtIn | toJson -}}
 {{- end -}}
