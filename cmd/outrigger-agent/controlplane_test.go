@@ -26,6 +26,7 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -37,6 +38,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"sigs.k8s.io/yaml"
 
+	"github.com/outrigger-mesh/outrigger/bootstrap"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
 )
 
@@ -212,7 +214,8 @@ func (a *ads) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoverySer
 	leaf := state.VerifiedChains[0][0]
 	clusters, err1 := a.decode("clusters", func() proto.Message { return &clusterv3.Cluster{} }, func(m proto.Message) string { return m.(*clusterv3.Cluster).GetName() })
 	listeners, err2 := a.decode("listeners", func() proto.Message { return &listenerv3.Listener{} }, func(m proto.Message) string { return m.(*listenerv3.Listener).GetName() })
-	if err := errors.Join(err1, err2); err != nil {
+	runtime, err3 := anypb.New(&runtimev3.Runtime{Name: bootstrap.RuntimeName})
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
 	sent := map[string]bool{}
@@ -239,6 +242,9 @@ func (a *ads) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoverySer
 			response.Resources = clusters
 		case strings.HasSuffix(r.GetTypeUrl(), ".Listener"):
 			response.Resources = listeners
+		case strings.HasSuffix(r.GetTypeUrl(), ".Runtime"):
+			// Always there, because Envoy waits for it before it asks for anything else.
+			response.Resources = []*discoveryv3.Resource{{Name: bootstrap.RuntimeName, Version: "1", Resource: runtime}}
 		}
 		if err := stream.Send(response); err != nil {
 			return err
