@@ -29,7 +29,7 @@ demo-down: ## take the demo's cluster down
 	$(CLUSTER) down
 
 test: ## pass all tests, from nothing (with built tools about 25 minutes on two cores)
-	$(STEP) "set up: install what is missing, build the tools (first run: about 17 minutes)"
+	$(STEP) "set up: install what is missing, build the tools (first run: about 19 minutes)"
 	@$(MAKE) setup
 	$(STEP) "formatting and generated files"
 	@$(MAKE) check-format check-generate

@@ -25,6 +25,7 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/grpc"
@@ -135,7 +136,7 @@ func (s signer) Sign(ctx context.Context, r *signing.SignRequest) (*signing.Sign
 }
 
 // An ads sends every proxy the same: a listener for HTTP and one for TCP on the
-// inbound port, both leading to the application.
+// inbound port, and one for HTTP with mutual TLS, all leading to the application.
 type ads struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	*world
@@ -170,6 +171,26 @@ listeners:
         "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
         stat_prefix: inbound
         cluster: app
+- name: inbound-tls
+  traffic_direction: INBOUND
+  address: {socket_address: {address: LISTEN, port_value: 15443}}
+  filter_chains:
+  - transport_socket:
+      name: tls
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+        require_client_certificate: true
+        common_tls_context:
+          tls_certificate_sds_secret_configs:
+          - {name: CERTIFICATE, sds_config: {resource_api_version: V3, path_config_source: {path: SECRETS/certificate.yaml, watched_directory: {path: SECRETS}}}}
+          validation_context_sds_secret_config: {name: TRUST, sds_config: {resource_api_version: V3, path_config_source: {path: SECRETS/trust.yaml, watched_directory: {path: SECRETS}}}}
+    filters:
+    - name: http
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+        stat_prefix: inbound
+        route_config: {virtual_hosts: [{name: app, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: app, timeout: 0s}}]}]}
+        http_filters: [{name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
 `
 
 // decode returns the resources of one kind: none where there is no application.
@@ -181,7 +202,8 @@ func (w *world) decode(kind string, message func() proto.Message, name func(prot
 	if err != nil {
 		return nil, err
 	}
-	text := strings.NewReplacer("LISTEN", w.ip, "TCPONLY", w.tcpIP, "APPPORT", port).Replace(resources)
+	text := strings.NewReplacer("LISTEN", w.ip, "TCPONLY", w.tcpIP, "APPPORT", port, "SECRETS", w.dir+"/state/sds",
+		"CERTIFICATE", bootstrap.CertificateName, "TRUST", bootstrap.TrustName).Replace(resources)
 	var all map[string][]any
 	if err := yaml.Unmarshal([]byte(text), &all); err != nil {
 		return nil, err

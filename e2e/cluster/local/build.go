@@ -26,6 +26,7 @@ type module struct {
 func testModules() []module {
 	return []module{
 		{"certmanager", map[string]string{"cert-manager": "."}},
+		{"spire", map[string]string{"spire-agent": spireModule + "/cmd/spire-agent", "spire-server": spireModule + "/cmd/spire-server"}},
 		{"vault", map[string]string{"vault": "."}},
 	}
 }
@@ -110,10 +111,13 @@ func (c Config) toolFolder(ctx context.Context, name, source string) (string, er
 	}
 	hash := sha256.New()
 	hash.Write([]byte(version))
-	for _, file := range []string{"go.mod", "go.sum", "main.go"} {
+	for _, file := range []string{"go.mod", "go.sum", "main.go", spirePlugins} {
 		content, err := os.ReadFile(filepath.Join(source, file))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
+		}
+		if err != nil && file == spirePlugins { // the others have none
+			continue
 		}
 		fmt.Fprintf(hash, "%s %d\n%s", file, len(content), content)
 	}
@@ -134,19 +138,27 @@ func buildOnce(ctx context.Context, source, pkg, target string) error {
 	if _, err := os.Stat(target); err == nil {
 		return nil
 	}
-	flags := "-s -w"
-	if strings.HasPrefix(pkg, "k8s.io/kubernetes/") {
+	folder, flags, cgo := source, "-s -w", "0"
+	switch {
+	case strings.HasPrefix(pkg, "k8s.io/kubernetes/"):
 		stamp, err := kubernetesVersion(ctx, source)
 		if err != nil {
 			return err
 		}
 		flags += stamp
+	case strings.HasPrefix(pkg, spireModule+"/"):
+		folder = target + ".source"
+		defer func() { _ = os.RemoveAll(folder) }()
+		if err := copySPIRE(ctx, source, folder); err != nil {
+			return fmt.Errorf("copy SPIRE's source: %w", err)
+		}
+		cgo = "1" // its server keeps its data in SQLite, which is C
 	}
 	// Renamed into place, so that a half-written program is never taken for one.
 	partial := target + ".partial"
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", partial, pkg)
-	cmd.Dir = source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cmd.Dir = folder
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
 	}

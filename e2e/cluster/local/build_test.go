@@ -44,6 +44,8 @@ func TestToolFolderFollowsTheSource(t *testing.T) {
 	check("another sum")
 	write("main.go", "package main")
 	check("another main")
+	write("plugins.txt", "server/plugin/keymanager/memory")
+	check("other plugins")
 
 	before := folder()
 	write("README.md", "hello")
