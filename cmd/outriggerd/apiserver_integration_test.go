@@ -96,6 +96,11 @@ func newMesh(t *testing.T, server *local.APIServer) *meshOnAPIServer {
 	return m
 }
 
+func (m *meshOnAPIServer) create(o client.Object) {
+	m.t.Helper()
+	must(m.t, m.admin.Create(m.t.Context(), o))
+}
+
 // outriggerd starts a replica as the chart does; binary is empty for this test's own.
 func (m *meshOnAPIServer) outriggerd(binary string, environment []string, args ...string) *record {
 	m.t.Helper()
