@@ -12,11 +12,7 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/discovery"
-	clientscheme "k8s.io/client-go/kubernetes/scheme"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
 	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
@@ -73,23 +69,14 @@ func foreignCRD(t *testing.T, text string) *apiextensionsv1.CustomResourceDefini
 // found out, and an object whose numbers are no whole or no small ones stops none of
 // the others.
 func TestForeignCRDs(t *testing.T) {
-	server, err := local.StartAPIServer(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	t.Parallel()
+	server, err := local.StartAPIServer(t.Context(), t.TempDir()) // where other CRDs have the names
+	must(t, err)
 	t.Cleanup(server.Stop)
-	scheme := runtime.NewScheme()
-	if err := errors.Join(clientscheme.AddToScheme(scheme), apiextensionsv1.AddToScheme(scheme)); err != nil {
-		t.Fatal(err)
-	}
-	admin, err := client.New(server.Config, client.Options{Scheme: scheme})
-	if err != nil {
-		t.Fatal(err)
-	}
+	scheme := newScheme(t)
+	c := newPart(t, server.Config, scheme)
 	for _, text := range strings.Split(foreignCRDs, "---") {
-		if err := admin.Create(t.Context(), foreignCRD(t, text)); err != nil {
-			t.Fatal(err)
-		}
+		c.create(foreignCRD(t, text))
 	}
 	ask, err := discovery.NewDiscoveryClientForConfig(server.Config)
 	if err != nil {
@@ -107,10 +94,8 @@ func TestForeignCRDs(t *testing.T) {
 		}
 	}
 	ns := &corev1.Namespace{}
-	ns.Name, ns.Labels = "shop", map[string]string{"outrigger.dev/inject": "enabled"}
-	if err := admin.Create(t.Context(), ns); err != nil {
-		t.Fatal(err)
-	}
+	ns.Name, ns.Labels = "shop", inMesh
+	c.create(ns)
 	split := func(name, weight string) string {
 		return fmt.Sprintf(`{apiVersion: split.smi-spec.io/v1alpha2, kind: TrafficSplit, metadata: {namespace: shop, name: %s}, spec: {service: %[1]s, backends: [{service: v1, weight: %s}]}}`, name, weight)
 	}
@@ -123,16 +108,12 @@ func TestForeignCRDs(t *testing.T) {
 	}
 	for _, text := range texts {
 		o := &unstructured.Unstructured{}
-		if err := errors.Join(yaml.Unmarshal([]byte(text), &o.Object), admin.Create(t.Context(), o)); err != nil {
+		if err := errors.Join(yaml.Unmarshal([]byte(text), &o.Object), c.admin.Create(t.Context(), o)); err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
 	}
 	api.AddServed(scheme, served)
-	informers, err := cache.New(server.Config, cache.Options{Scheme: scheme, DefaultTransform: Trim})
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = informers.Start(t.Context()) }()
+	informers := newPart(t, server.Config, scheme).informers
 	var splits splitv1alpha4.TrafficSplitList
 	var routes specsv1alpha4.TCPRouteList
 	eventually(t, "all are listed", func() error {

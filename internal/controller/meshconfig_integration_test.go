@@ -40,7 +40,7 @@ spec:
 func TestMeshConfig(t *testing.T) {
 	w := newTurning(t)
 	changes := 0
-	r := &MeshConfigReader{Client: w.admin, Namespace: rotatedNamespace, Changed: func() { changes++ }, Log: logr.Discard()}
+	r := &MeshConfigReader{Client: w.admin, Namespace: w.system, Changed: func() { changes++ }, Log: logr.Discard()}
 	if _, err := r.Now(); err == nil {
 		t.Error("before the first look nothing is known, and it gives no error")
 	}
@@ -75,7 +75,7 @@ func TestMeshConfig(t *testing.T) {
 		config = &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"sidecar": map[string]any{"tlsMinProtocolVersion": "TLSv1_2"}}}}
 		config.SetAPIVersion(ingest.MeshConfigAPIVersion)
 		config.SetKind(ingest.MeshConfigKind)
-		config.SetNamespace(rotatedNamespace)
+		config.SetNamespace(w.system)
 		config.SetName(ingest.MeshConfigName)
 		return w.admin.Create(t.Context(), config)
 	})

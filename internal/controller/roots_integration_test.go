@@ -44,15 +44,15 @@ spec:
 `
 
 // rootOf is a MeshRootCertificate of the built-in provider.
-func rootOf(name, role string) *unstructured.Unstructured {
+func (w *turning) rootOf(name, role string) *unstructured.Unstructured {
 	u := &unstructured.Unstructured{Object: map[string]any{
 		"spec": map[string]any{
 			"role": role, "trustDomain": "old",
-			"provider": map[string]any{"tresor": map[string]any{"ca": map[string]any{"secretRef": map[string]any{"name": name, "namespace": rotatedNamespace}}}},
+			"provider": map[string]any{"tresor": map[string]any{"ca": map[string]any{"secretRef": map[string]any{"name": name, "namespace": w.system}}}},
 		},
 	}}
 	u.SetGroupVersionKind(rootKind())
-	u.SetNamespace(rotatedNamespace)
+	u.SetNamespace(w.system)
 	u.SetName(name)
 	return u
 }
@@ -75,7 +75,7 @@ func (w *turning) installRoots() {
 func (w *turning) role(name, role string) {
 	w.t.Helper()
 	patch := fmt.Sprintf(`{"spec":{"role":%q}}`, role)
-	if err := w.admin.Patch(w.t.Context(), rootOf(name, ""), client.RawPatch("application/merge-patch+json", []byte(patch))); err != nil {
+	if err := w.admin.Patch(w.t.Context(), w.rootOf(name, ""), client.RawPatch("application/merge-patch+json", []byte(patch))); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -83,7 +83,7 @@ func (w *turning) role(name, role string) {
 // conditions of a MeshRootCertificate, "Type=Status message" each.
 func (w *turning) conditions(name string) string {
 	w.t.Helper()
-	u := rootOf(name, "")
+	u := w.rootOf(name, "")
 	if err := w.admin.Get(w.t.Context(), client.ObjectKeyFromObject(u), u); err != nil {
 		w.t.Fatal(err)
 	}
@@ -111,16 +111,16 @@ func (w *turning) conditions(name string) string {
 // while roles decide, and not after that either.
 func TestMeshRootCertificates(t *testing.T) {
 	w := newTurning(t)
-	pods := []*corev1.Pod{w.pod("shop", "one", nil), w.pod("shop", "two", nil)}
+	pods := []*corev1.Pod{w.pod(w.shop, "one", nil), w.pod(w.shop, "two", nil)}
 	w.replica("outriggerd-1", pods)
 	defer w.rotator()()
 	w.read()
 	w.want(func(c *rotation.Control) {
-		c.Goal, c.By, c.Chart, c.Forced = rotation.Goal{Sign: builtIn("a", "old")}, "a test", true, []string{"shop/two"}
+		c.Goal, c.By, c.Chart, c.Forced = rotation.Goal{Sign: builtIn("a", "old")}, "a test", true, []string{w.shop + "/two"}
 	})
 	w.installRoots()
-	w.create(rootOf("a", rotation.RoleActive))
-	w.create(rootOf("b", rotation.RoleInactive))
+	w.create(w.rootOf("a", rotation.RoleActive))
+	w.create(w.rootOf("b", rotation.RoleInactive))
 
 	settled := func(step, signs, trusts, a, b string) {
 		t.Helper()
@@ -154,7 +154,7 @@ func TestMeshRootCertificates(t *testing.T) {
 	w.mu.Unlock()
 	w.role("a", rotation.RoleInactive)
 	eventually(t, "leaving a waits for the pod that is away", func() error {
-		if got := w.conditions("a"); !strings.Contains(got, "shop/two") {
+		if got := w.conditions("a"); !strings.Contains(got, w.shop+"/two") {
 			return fmt.Errorf("a is\n%s", got)
 		}
 		return nil
@@ -172,7 +172,7 @@ func TestMeshRootCertificates(t *testing.T) {
 		return nil
 	})
 	for _, name := range []string{"a", "b"} {
-		if err := w.admin.Delete(t.Context(), rootOf(name, "")); err != nil {
+		if err := w.admin.Delete(t.Context(), w.rootOf(name, "")); err != nil {
 			t.Fatal(err)
 		}
 	}

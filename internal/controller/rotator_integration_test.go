@@ -3,7 +3,6 @@
 package controller
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,33 +13,22 @@ import (
 	"github.com/go-logr/logr/testr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
 	"github.com/outrigger-mesh/outrigger/injector"
-	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
-
-const rotatedNamespace = "outrigger-system"
 
 // A turning is a mesh of two replicas whose authority is rotated, at a real API server.
 // Its pods acknowledge at once whatever their replica follows.
 type turning struct {
-	t         *testing.T
-	config    *rest.Config
-	admin     client.Client
-	informers cache.Cache
-	lookup    Lookup
-	events    *events.FakeRecorder
+	*part
+	system, shop string // namespaces
+	lookup       Lookup
+	events       *events.FakeRecorder
 
 	mu   sync.Mutex
 	away map[string]bool // uids of pods that no replica knows
@@ -48,47 +36,13 @@ type turning struct {
 
 func newTurning(t *testing.T) *turning {
 	t.Helper()
-	server, err := local.StartAPIServer(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Stop)
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, apiextensionsv1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			t.Fatal(err)
-		}
-	}
-	w := &turning{t: t, config: server.Config, away: map[string]bool{}, events: events.NewFakeRecorder(1000)}
-	if w.admin, err = client.New(server.Config, client.Options{Scheme: scheme}); err != nil {
-		t.Fatal(err)
-	}
-	if w.informers, err = cache.New(server.Config, cache.Options{Scheme: scheme, DefaultTransform: Trim}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- w.informers.Start(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	w.lookup = Lookup{Cached: w.informers, SystemNamespace: rotatedNamespace}
-	w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: rotatedNamespace}})
-	w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{annotation.Inject: "enabled"}}})
-	for _, namespace := range []string{rotatedNamespace, "shop"} { // no controller makes it here
-		w.create(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"}})
-	}
+	t.Parallel()
+	w := &turning{system: unique("outrigger-system"), shop: unique("shop"), away: map[string]bool{}, events: events.NewFakeRecorder(1000)}
+	w.part = newPart(t, apiServer.Config, newScheme(t), w.system, w.shop)
+	w.lookup = Lookup{Cached: w.informers, SystemNamespace: w.system}
+	w.namespace(w.system, nil)
+	w.namespace(w.shop, inMesh)
 	return w
-}
-
-func (w *turning) create(o client.Object) {
-	w.t.Helper()
-	if err := w.admin.Create(w.t.Context(), o); err != nil {
-		w.t.Fatal(err)
-	}
 }
 
 // pod makes a pod that runs, with a proxy or as a replica of outriggerd.
@@ -110,29 +64,13 @@ func (w *turning) pod(namespace, name string, labels map[string]string) *corev1.
 	return p
 }
 
-// run starts something that runs until the returned function is called.
-func (w *turning) run(start func(context.Context) error) (stop func()) {
-	ctx, cancel := context.WithCancel(w.t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- start(ctx) }()
-	var once sync.Once
-	return func() {
-		once.Do(func() {
-			cancel()
-			if err := <-ended; err != nil {
-				w.t.Error(err)
-			}
-		})
-	}
-}
-
 // replica starts a replica of outriggerd, which knows all pods.
 func (w *turning) replica(name string, pods []*corev1.Pod) {
 	w.t.Helper()
-	own := w.pod(rotatedNamespace, name, map[string]string{"app.kubernetes.io/component": "outriggerd"})
+	own := w.pod(w.system, name, map[string]string{"app.kubernetes.io/component": "outriggerd"})
 	var now rotation.State
 	f := &StateFollower{
-		Cache: w.informers, Client: w.admin, Namespace: rotatedNamespace, Mesh: "outrigger", Replica: name, UID: string(own.UID),
+		Cache: w.informers, Client: w.admin, Namespace: w.system, Mesh: "outrigger", Replica: name, UID: string(own.UID),
 		First: builtIn("a", "old"), Log: testr.New(w.t).WithName(name),
 	}
 	f.Follow = func(s rotation.State) { now = s }
@@ -161,7 +99,7 @@ func builtIn(name, domain string) rotation.Authority {
 func (w *turning) rotator() (stop func()) {
 	var mu sync.Mutex
 	open := []rotation.Authority{builtIn("a", "old")}
-	roots := &RootReader{Client: w.admin, Scope: rotation.RootScope{Namespace: rotatedNamespace}}
+	roots := &RootReader{Client: w.admin, Scope: rotation.RootScope{Namespace: w.system}}
 	r := NewRotator(RotatorConfig{
 		Cache: w.informers, Client: w.admin, Lookup: w.lookup, First: builtIn("a", "old"),
 		Roles: roots.Goal, Told: roots.Tell,
@@ -189,7 +127,7 @@ func (w *turning) read() Authorities {
 	var a Authorities
 	eventually(w.t, "there is a state", func() error {
 		var err error
-		a, err = ReadAuthorities(w.t.Context(), w.admin, rotatedNamespace)
+		a, err = ReadAuthorities(w.t.Context(), w.admin, w.system)
 		return err
 	})
 	return a
@@ -208,7 +146,7 @@ func (w *turning) want(change func(*rotation.Control)) {
 // elected replica take over at every step, at once or only after a while.
 func TestRotationSurvivesItsDriver(t *testing.T) {
 	w := newTurning(t)
-	pods := []*corev1.Pod{w.pod("shop", "one", nil), w.pod("shop", "two", nil)}
+	pods := []*corev1.Pod{w.pod(w.shop, "one", nil), w.pod(w.shop, "two", nil)}
 	w.replica("outriggerd-1", pods)
 	w.replica("outriggerd-2", pods[:1])
 	stop := w.rotator()
@@ -267,7 +205,7 @@ func (w *turning) wantEvent(reasons ...string) {
 // written again.
 func TestAwayPodBlocks(t *testing.T) {
 	w := newTurning(t)
-	pods := []*corev1.Pod{w.pod("shop", "one", nil), w.pod("shop", "two", nil)}
+	pods := []*corev1.Pod{w.pod(w.shop, "one", nil), w.pod(w.shop, "two", nil)}
 	w.away[string(pods[1].UID)] = true
 	w.replica("outriggerd-1", pods)
 	defer w.rotator()()
@@ -285,7 +223,7 @@ func TestAwayPodBlocks(t *testing.T) {
 		}
 		return nil
 	})
-	if len(progress.Behind) != 1 || progress.Behind[0].Who != "shop/two" {
+	if len(progress.Behind) != 1 || progress.Behind[0].Who != w.shop+"/two" {
 		t.Errorf("behind is %+v", progress.Behind)
 	}
 	w.want(func(c *rotation.Control) { c.Paused = true })
@@ -295,7 +233,7 @@ func TestAwayPodBlocks(t *testing.T) {
 		}
 		return nil
 	})
-	w.want(func(c *rotation.Control) { c.Paused, c.Forced = false, []string{"shop/two"} })
+	w.want(func(c *rotation.Control) { c.Paused, c.Forced = false, []string{w.shop + "/two"} })
 	eventually(t, "it goes on without the pod", func() error {
 		if a := w.read(); a.State.Signing != "b" {
 			return fmt.Errorf("%s signs", a.State.Signing)
@@ -314,13 +252,13 @@ func TestAwayPodBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the state is written again", func() error {
-		a, err := ReadAuthorities(t.Context(), w.admin, rotatedNamespace)
+		a, err := ReadAuthorities(t.Context(), w.admin, w.system)
 		if err == nil && a.State.Generation != before.State.Generation {
 			t.Fatalf("generation %d after %d", a.State.Generation, before.State.Generation)
 		}
 		return err
 	})
-	if err := w.admin.Get(t.Context(), client.ObjectKey{Namespace: rotatedNamespace, Name: "outrigger-report-outriggerd-1"}, &corev1.ConfigMap{}); apierrors.IsNotFound(err) {
+	if err := w.admin.Get(t.Context(), client.ObjectKey{Namespace: w.system, Name: "outrigger-report-outriggerd-1"}, &corev1.ConfigMap{}); apierrors.IsNotFound(err) {
 		t.Error("the replica does not report")
 	}
 }
