@@ -200,9 +200,13 @@ func TestIngressGatewayCertificate(t *testing.T) {
 	cases := map[string]struct{ set, want, problem string }{
 		"none":          {set: "", want: ""},
 		"ClusterIssuer": {set: values + ",certificates.certManager.issuer=mesh,certificates.certManager.kind=ClusterIssuer", want: "spiffe://cluster.local/ns/ingress/sa/nginx"},
-		"no issuer":     {set: values, problem: "certificates.certManager.issuer is empty"},
-		"no account":    {set: "certificates.ingressGateway.namespace=ingress,certificates.certManager.issuer=mesh,certificates.certManager.kind=ClusterIssuer", problem: "serviceAccount is empty"},
-		"elsewhere":     {set: values + ",certificates.certManager.issuer=mesh", problem: "signs in its own namespace only"},
+		"its own issuer and domain": {
+			set:  values + ",certificates.certManager.issuer=new,certificates.ingressGateway.issuerRef.name=mesh,certificates.ingressGateway.issuerRef.kind=Issuer,certificates.ingressGateway.trustDomain=mesh.old",
+			want: "spiffe://mesh.old/ns/ingress/sa/nginx\n  privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}\n  usages: [digital signature, client auth]\n  issuerRef:\n    kind: Issuer\n    name: mesh\n",
+		},
+		"no issuer":  {set: values, problem: "certificates.certManager.issuer are empty"},
+		"no account": {set: "certificates.ingressGateway.namespace=ingress,certificates.certManager.issuer=mesh,certificates.certManager.kind=ClusterIssuer", problem: "serviceAccount is empty"},
+		"elsewhere":  {set: values + ",certificates.certManager.issuer=mesh", problem: "signs in its own namespace only"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
