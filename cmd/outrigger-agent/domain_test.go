@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -29,16 +30,21 @@ type domain struct {
 // A change is how far a control plane has come from one trust domain to another.
 type change struct {
 	signs, serves domain
-	trusted       []domain
+	trusted       []domain // one that is there twice has several roots
+	name          string   // of the authority that signs; empty for that of its trust domain
 }
 
 func (c *change) message() *signing.Authority {
-	return &signing.Authority{Name: c.signs.domain, TrustDomain: c.signs.domain}
+	return &signing.Authority{Name: cmp.Or(c.name, c.signs.domain), TrustDomain: c.signs.domain}
 }
 
 func (c *change) messages() []*signing.TrustDomain {
 	var out []*signing.TrustDomain
 	for _, d := range c.trusted {
+		if n := len(out); n > 0 && out[n-1].GetName() == d.domain {
+			out[n-1].Roots = append(out[n-1].Roots, d.authority.certificate.Raw)
+			continue
+		}
 		out = append(out, &signing.TrustDomain{Name: d.domain, Roots: [][]byte{d.authority.certificate.Raw}})
 	}
 	return out

@@ -29,9 +29,10 @@ import (
 // began with the first certificate gets its answer after all of that.
 func TestCertificateFromSPIRE(t *testing.T) {
 	w := newWorld(t)
+	home := domain{"cluster.local", w.root}
 	release := w.serveApp()
 	w.serve()
-	spire := w.startSPIRE(filepath.Join(w.dir, "identity", "api.sock"))
+	spire := w.startSPIRE(home)
 	s := w.borrow(bootstrap.Identity{WorkloadAPI: "api.sock"})
 	s.logs("no identity issued")
 	w.register(spire, "spiffe://cluster.local/ns/bookstore/sa/thief", time.Hour)
@@ -44,11 +45,11 @@ func TestCertificateFromSPIRE(t *testing.T) {
 	s.ready()
 	caller := w.root.issue(t, "spiffe://cluster.local/ns/bookstore/sa/caller")
 	held := s.call(caller)
-	first := held.wantSPIRE(w.root)
+	first := held.wantSPIRE(home)
 	s.wantBorrowed(first)
 	held.ask("/slow")
 
-	second := s.renewed(caller, first)
+	second := s.renewed(home, caller, first)
 	s.wantBorrowed(second)
 
 	const away = "the Workload API does not answer"
@@ -64,7 +65,7 @@ func TestCertificateFromSPIRE(t *testing.T) {
 	if err := spire.StartAgent(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantBorrowed(s.renewed(caller, second))
+	s.wantBorrowed(s.renewed(home, caller, second))
 
 	close(release)
 	held.wantAnswer()
@@ -72,17 +73,77 @@ func TestCertificateFromSPIRE(t *testing.T) {
 	held.wantAnswer()
 }
 
-// startSPIRE starts SPIRE with its Workload API at the socket.
-func (w *world) startSPIRE(socket string) *local.SPIRE {
-	w.t.Helper()
-	above := w.root.intermediate(w.t)
-	key, err := x509.MarshalPKCS8PrivateKey(above.key)
-	if err != nil {
-		w.t.Fatal(err)
+// TestSPIREMovesToAnotherRoot has a real SPIRE whose next CA is below another root, as
+// the mesh's, in the step of a rotation in which that signs.
+func TestSPIREMovesToAnotherRoot(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	old, next := domain{"cluster.local", w.root}, domain{"cluster.local", newAuthority(t)}
+	w.trustToo(next.authority)
+	both := []domain{old, next}
+	w.goOn(change{signs: old, serves: old, trusted: both, name: "first"})
+	stop := w.serve()
+	spire := w.startSPIRE(old)
+	s := w.borrow(bootstrap.Identity{WorkloadAPI: "api.sock"})
+	w.register(spire, workloadID, 40*time.Second) // SPIRE renews at half of that
+	s.ready()
+	caller := w.root.issue(t, "spiffe://cluster.local/ns/bookstore/sa/caller")
+	first := s.call(caller).wantSPIRE(old)
+
+	w.goOn(change{signs: next, serves: old, trusted: both, name: "second"})
+	above, key := next.authority.above(t)
+	if err := spire.MoveBelow(t.Context(), above, key, next.authority.pem()); err != nil {
+		t.Fatal(err)
 	}
+	s.renewed(next, caller, first)
+	w.goOn(change{signs: next, serves: next, trusted: []domain{next}, name: "second"})
+	s.wantShown(workloadID, stop)
+	s.wantUndisturbed()
+}
+
+// TestAnotherSPIREBehindTheSocket has agents of two real SPIREs, of the old trust domain
+// and of the new one, after each other at the same socket.
+func TestAnotherSPIREBehindTheSocket(t *testing.T) {
+	w := newWorld(t)
+	w.serveApp()
+	old, next := w.domains()
+	w.goOn(change{signs: old, serves: old, trusted: []domain{old, next}})
+	stop := w.serve()
+	spire := w.startSPIRE(old)
+	s := w.borrow(bootstrap.Identity{WorkloadAPI: "api.sock"})
+	w.register(spire, workloadID, 100*time.Second)
+	s.ready()
+	caller := w.root.issue(t, "spiffe://cluster.local/ns/bookstore/sa/caller")
+	first := s.call(caller).wantSPIRE(old)
+
+	w.goOn(change{signs: next, serves: old, trusted: []domain{old, next}})
+	spire.StopAgent()
+	w.register(w.startSPIRE(next), newWorkloadID, time.Hour)
+	s.renewed(next, caller, first)
+	w.goOn(change{signs: next, serves: next, trusted: []domain{next}})
+	s.wantShown(newWorkloadID, stop)
+	s.wantUndisturbed()
+}
+
+// above returns an authority below a, and its key, PEM.
+func (a authority) above(t *testing.T) (certificate, key []byte) {
+	t.Helper()
+	below := a.intermediate(t)
+	der, err := x509.MarshalPKCS8PrivateKey(below.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return below.pem(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+// startSPIRE starts SPIRE for a trust domain, below its authority, with its Workload API
+// where the sidecar finds it.
+func (w *world) startSPIRE(of domain) *local.SPIRE {
+	w.t.Helper()
+	above, key := of.authority.above(w.t)
 	spire, err := local.StartSPIRE(w.t.Context(), local.SPIREConfig{
-		Folder: filepath.Join(w.dir, "spire"), Socket: socket, TrustDomain: "cluster.local",
-		Authority: above.pem(), Key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), Root: w.root.pem(),
+		Folder: filepath.Join(w.dir, "spire-"+of.domain), Socket: filepath.Join(w.dir, "identity", "api.sock"), TrustDomain: of.domain,
+		Authority: above, Key: key, Root: of.authority.pem(),
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -131,11 +192,11 @@ func (s *sidecar) call(caller tls.Certificate) *held {
 
 // wantSPIRE checks that Envoy has shown a certificate of the workload's which SPIRE
 // made, and returns it.
-func (h *held) wantSPIRE(root authority) tls.Certificate {
+func (h *held) wantSPIRE(of domain) tls.Certificate {
 	h.t.Helper()
 	shown := h.conn.ConnectionState().PeerCertificates
 	roots, above := x509.NewCertPool(), x509.NewCertPool()
-	roots.AddCert(root.certificate)
+	roots.AddCert(of.authority.certificate)
 	var certificate tls.Certificate
 	for _, c := range shown {
 		above.AddCert(c)
@@ -144,22 +205,24 @@ func (h *held) wantSPIRE(root authority) tls.Certificate {
 	if _, err := shown[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: above}); err != nil {
 		h.t.Errorf("verify what Envoy shows: %v", err)
 	}
-	if len(shown) != 3 || len(shown[0].URIs) != 1 || shown[0].URIs[0].String() != workloadID || !slices.Equal(shown[0].Subject.Organization, []string{"SPIRE"}) {
-		h.t.Errorf("Envoy shows %d certificates, the first for %v with the subject %s; want 3, of SPIRE and for %s", len(shown), shown[0].URIs, shown[0].Subject, workloadID)
+	id := "spiffe://" + of.domain + "/ns/bookstore/sa/store"
+	if len(shown) != 3 || len(shown[0].URIs) != 1 || shown[0].URIs[0].String() != id || !slices.Equal(shown[0].Subject.Organization, []string{"SPIRE"}) {
+		h.t.Errorf("Envoy shows %d certificates, the first for %v with the subject %s; want 3, of SPIRE and for %s", len(shown), shown[0].URIs, shown[0].Subject, id)
 	}
 	return certificate
 }
 
 // renewed waits until Envoy shows another certificate than before to new
-// connections, and returns it.
-func (s *sidecar) renewed(caller, before tls.Certificate) (now tls.Certificate) {
+// connections, which is to be of a trust domain, and returns it.
+func (s *sidecar) renewed(of domain, caller, before tls.Certificate) (now tls.Certificate) {
 	s.t.Helper()
 	s.eventually("Envoy shows another certificate", func() error {
 		h := s.call(caller)
 		defer h.conn.Close()
-		if now = h.wantSPIRE(s.root); bytes.Equal(now.Certificate[0], before.Certificate[0]) {
+		if bytes.Equal(h.conn.ConnectionState().PeerCertificates[0].Raw, before.Certificate[0]) {
 			return errors.New("it shows the one of before")
 		}
+		now = h.wantSPIRE(of)
 		return nil
 	})
 	return now

@@ -117,15 +117,41 @@ func StartSPIRE(ctx context.Context, config SPIREConfig) (*SPIRE, error) {
 	return s, nil
 }
 
+// MoveBelow has the server make its CA below another authority. Certificates that are
+// there are renewed when they would have been.
+func (s *SPIRE) MoveBelow(ctx context.Context, authority, key, root []byte) error {
+	s.config.Authority, s.config.Key, s.config.Root = authority, key, root
+	if err := s.write(s.authority()); err != nil {
+		return err
+	}
+	var made struct {
+		Prepared struct {
+			ID string `json:"authority_id"`
+		} `json:"prepared_authority"`
+	}
+	if err := s.call(ctx, &made, "spire-server", "localauthority", "x509", "prepare", "-socketPath", s.api, "-output", "json"); err != nil {
+		return err
+	}
+	return s.call(ctx, nil, "spire-server", "localauthority", "x509", "activate", "-socketPath", s.api, "-authorityID", made.Prepared.ID)
+}
+
+// authority are the files of what the server's CA is below.
+func (s *SPIRE) authority() map[string][]byte {
+	return map[string][]byte{"authority.crt": s.config.Authority, "authority.key": s.config.Key, "root.crt": s.config.Root}
+}
+
 func (s *SPIRE) configure(port int) error {
 	if err := os.MkdirAll(s.config.Folder, 0o700); err != nil {
 		return err
 	}
 	fill := strings.NewReplacer("PORT", strconv.Itoa(port), "FOLDER", s.config.Folder, "SOCKET", s.config.Socket, "DOMAIN", s.config.TrustDomain)
-	for name, content := range map[string][]byte{
-		"authority.crt": s.config.Authority, "authority.key": s.config.Key, "root.crt": s.config.Root,
+	return errors.Join(s.write(s.authority()), s.write(map[string][]byte{
 		"server.conf": []byte(fill.Replace(spireServer)), "agent.conf": []byte(fill.Replace(spireAgent)),
-	} {
+	}))
+}
+
+func (s *SPIRE) write(files map[string][]byte) error {
+	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(s.config.Folder, name), content, 0o600); err != nil {
 			return err
 		}
