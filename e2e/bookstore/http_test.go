@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -354,6 +355,35 @@ func TestLoadEndsWithItsTime(t *testing.T) {
 	if got.Requests == 0 || got.Codes["200"] != got.Requests {
 		t.Errorf("got %d requests, codes %v; want some, and only 200", got.Requests, got.Codes)
 	}
+}
+
+// TestLoadMakesUpForADelay: a generator that was kept from its work for a while sends
+// what is missing, and then goes on at its rate.
+func TestLoadMakesUpForADelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		turns := (&load{rate: 1000}).turns(ctx)
+		take := func(n int) time.Duration {
+			began := time.Now()
+			for range n {
+				<-turns
+			}
+			return time.Since(began)
+		}
+		if took := take(10); took != 9*time.Millisecond {
+			t.Errorf("the first 10 of 1000 a second took %s, want 9ms", took)
+		}
+		<-time.After(50 * time.Millisecond)
+		if took := take(50); took != 0 {
+			t.Errorf("50 that were missing after 50ms took %s, want no time", took)
+		}
+		if took := take(10); took < 8*time.Millisecond {
+			t.Errorf("the next 10 took %s, want the rate of before", took)
+		}
+		stop()
+		for range turns { // until it has ended
+		}
+	})
 }
 
 func TestCommandsRefuseBadFlags(t *testing.T) {

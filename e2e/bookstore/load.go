@@ -146,7 +146,11 @@ func (l *load) turns(ctx context.Context) <-chan struct{} {
 	if l.rate > 0 {
 		limit = rate.Limit(l.rate)
 	}
-	limiter := rate.NewLimiter(limit, 1)
+	// What a busy machine keeps it from sending in time, up to a tenth of a second's
+	// worth, is sent late. It does not begin with as many at once.
+	late := max(1, int(l.rate/10))
+	limiter := rate.NewLimiter(limit, late)
+	limiter.AllowN(time.Now(), late-1)
 	cancel := context.CancelFunc(func() {})
 	if l.duration > 0 {
 		ctx, cancel = context.WithTimeout(ctx, l.duration)
