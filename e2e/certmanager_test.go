@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,8 +23,7 @@ import (
 )
 
 // userPKI is what a user with cert-manager has: a root, and below it an
-// intermediate that signs, here one that ends so soon that all certificates are
-// renewed while the test looks.
+// intermediate that signs, for so long.
 const userPKI = `apiVersion: cert-manager.io/v1
 kind: ClusterIssuer
 metadata: {name: e2e-self-signed}
@@ -51,8 +51,8 @@ spec:
   isCA: true
   commonName: Intermediate of the user
   secretName: intermediate
-  duration: 2m
-  renewBefore: 1m
+  duration: %[2]s
+  renewBefore: %[3]s
   privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}
   issuerRef: {name: e2e-root, kind: ClusterIssuer}
 ---
@@ -62,21 +62,21 @@ metadata: {name: e2e-mesh}
 spec: {ca: {secretName: intermediate}}
 `
 
-// TestCertManagerIsTheIssuer installs the mesh with cert-manager as issuer of all
-// certificates: those of workloads, of outriggerd, of the webhooks and of an ingress
-// controller outside of the mesh. OSM's criterion is that calls succeed before and
-// after each rotation of the certificates; here no call may fail during one either.
-// It does not run beside other tests.
-func TestCertManagerIsTheIssuer(t *testing.T) {
+// runCertManager runs cert-manager with a user's issuers, whose intermediate is renewed
+// at half of its life, and returns the namespace of their Secrets. It is stopped and
+// its kinds are gone when the test has ended.
+func runCertManager(t *testing.T, life time.Duration) (pki string, running *stoppable) {
+	t.Helper()
+	pki = prefix + "pki"
 	ctx := context.WithoutCancel(t.Context())
-	start := func() *local.CertManager {
-		running, err := local.StartCertManager(ctx, cluster.Kubeconfig, t.TempDir(), "--cluster-resource-namespace="+prefix+"pki")
+	running = &stoppable{start: func() *local.CertManager {
+		started, err := local.StartCertManager(ctx, cluster.Kubeconfig, t.TempDir(), "--cluster-resource-namespace="+pki)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return running
-	}
-	running := start()
+		return started
+	}}
+	running.CertManager = running.start()
 	t.Cleanup(func() {
 		err := local.RemoveCertManagerKinds(ctx, cluster.Kubeconfig)
 		running.Stop()
@@ -84,17 +84,35 @@ func TestCertManagerIsTheIssuer(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	pki := &corev1.Namespace{}
-	pki.Name = prefix + "pki"
-	if err := cluster.Client.Create(t.Context(), pki); err != nil {
+	ns := &corev1.Namespace{}
+	ns.Name = pki
+	if err := cluster.Client.Create(t.Context(), ns); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := cluster.DeleteNamespaces(ctx, pki.Name); err != nil {
+		if err := cluster.DeleteNamespaces(ctx, pki); err != nil {
 			t.Error(err)
 		}
 	})
-	apply(t, userPKI, pki.Name)
+	apply(t, userPKI, pki, life, life/2)
+	return pki, running
+}
+
+// A stoppable cert-manager can be started again.
+type stoppable struct {
+	*local.CertManager
+
+	start func() *local.CertManager
+}
+
+// TestCertManagerIsTheIssuer installs the mesh with cert-manager as issuer of all
+// certificates: those of workloads, of outriggerd, of the webhooks and of an ingress
+// controller outside of the mesh. OSM's criterion is that calls succeed before and
+// after each rotation of the certificates; here no call may fail during one either.
+// The issuer ends so soon that all certificates are renewed while the test looks.
+// It does not run beside other tests.
+func TestCertManagerIsTheIssuer(t *testing.T) {
+	pki, running := runCertManager(t, 2*time.Minute)
 	ingress := namespace(t, "ingress", outsideMesh)
 	reinstall(
 		t, "", "certificates.issuer=certManager", "certificates.certManager.issuer=e2e-mesh",
@@ -102,7 +120,7 @@ func TestCertManagerIsTheIssuer(t *testing.T) {
 		"webhook.certManager.enabled=true", "webhook.certManager.issuerRef.name=e2e-root", "webhook.certManager.issuerRef.kind=ClusterIssuer",
 		"certificates.ingressGateway.namespace="+ingress, "certificates.ingressGateway.serviceAccount=controller",
 	)
-	checkRoot(t, pki.Name)
+	checkRoot(t, pki)
 
 	ns := namespace(t, "on", inMesh)
 	pods := all(t, ns, httpEcho("server"), caller("client"))
@@ -156,9 +174,68 @@ func TestCertManagerIsTheIssuer(t *testing.T) {
 	if err := harness.Eventually(t.Context(), 2*time.Minute, func(ctx context.Context) error { return declined(ctx, ns, "waits") }); err != nil {
 		t.Error(err)
 	}
-	running = start()
+	running.CertManager = running.start()
 	answers(t, ready(t, ns, "app=waits"), url, 403) // it has a certificate; policy does not allow its account
 	eventually(t, noRequestsLeft)
+}
+
+// TestRotationToCertManager moves a mesh from its own CA to cert-manager, with another
+// root, and then back to a CA of its own below that same root: the kind of the issuer
+// changes, and no trust. It does so under traffic, and does not run beside other tests.
+func TestRotationToCertManager(t *testing.T) {
+	pki, _ := runCertManager(t, 24*time.Hour)
+	reinstall(t, fmt.Sprintf(`apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata: {name: mesh-ca, namespace: %s}
+spec:
+  isCA: true
+  commonName: Intermediate for the mesh
+  secretName: mesh-ca
+  privateKey: {algorithm: ECDSA, size: 256}
+  issuerRef: {name: e2e-root, kind: ClusterIssuer}
+`, harness.SystemNamespace), "certificates.issuer=builtIn", "certificates.workloadDuration=1h", "certificates.secrets={mesh-ca}",
+		"certificates.certManager.issuer=e2e-mesh", "certificates.certManager.kind=ClusterIssuer")
+	ns, outside := namespace(t, "on", inMesh), namespace(t, "outside", outsideMesh)
+	buyer, stranger, urls := openStore(t, ns)
+	httpEcho("server").create(t, ns)
+	visitor := caller("visitor").run(t, outside)
+	server := ready(t, ns, "app=server")
+	v := keepVigil(t, buyer, urls...)
+	fresh := cluster.StartLoad(t.Context(), buyer, urls[0], "--rate", "20", "--keep-alive=false", "--timeout", "20s")
+	for _, move := range []struct{ to, below string }{
+		{"--to={certManager: {issuer: e2e-mesh, kind: ClusterIssuer}}", "Intermediate of the user"},
+		{"--secret=mesh-ca", "Intermediate for the mesh"},
+	} {
+		rotate(t, "rotate", move.to)
+		checkRoot(t, pki)
+		checkSigner(t, visitor, server, move.below)
+		consecutive(t, stranger, urls[0], "403", 5)
+	}
+	load, err := fresh()
+	if err == nil {
+		err = load.All("200")
+	}
+	if err != nil {
+		t.Errorf("requests, each over a new connection: %v", err)
+	}
+	t.Logf("%d requests, each over a new connection", load.Requests)
+	v.end(t)
+	eventually(t, noRequestsLeft)
+}
+
+// checkSigner wants the certificate of the app "server" to be its own, and to have been
+// signed by an authority of that name, or by one below it.
+func checkSigner(t *testing.T, visitor, server corev1.Pod, name string) {
+	t.Helper()
+	chain := handshake(t, visitor, server).ConnectionState().PeerCertificates
+	checkLeaf(t, chain, spiffe(server.Namespace, "server"), string(server.UID))
+	var signers []string
+	for _, c := range chain {
+		signers = append(signers, c.Issuer.CommonName)
+	}
+	if !slices.Contains(signers, name) {
+		t.Errorf("%q signed; want %q", signers, name)
+	}
 }
 
 // declined wants a pod's users to have been told that its certificate was not signed.
@@ -182,13 +259,14 @@ func checkRoot(t *testing.T, namespace string) {
 	if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: "root"}, &secret); err != nil {
 		t.Fatal(err)
 	}
-	var trust corev1.ConfigMap
 	eventually(t, func(ctx context.Context) error {
-		return cluster.Client.Get(ctx, client.ObjectKey{Namespace: harness.SystemNamespace, Name: mesh.TrustConfigMap}, &trust)
+		var trust corev1.ConfigMap
+		err := cluster.Client.Get(ctx, client.ObjectKey{Namespace: harness.SystemNamespace, Name: mesh.TrustConfigMap}, &trust)
+		if err == nil && strings.TrimSpace(trust.Data["ca.crt"]) != strings.TrimSpace(string(secret.Data["tls.crt"])) {
+			err = fmt.Errorf("the mesh trusts\n%s\nwant the user's root\n%s", trust.Data["ca.crt"], secret.Data["tls.crt"])
+		}
+		return err
 	})
-	if strings.TrimSpace(trust.Data["ca.crt"]) != strings.TrimSpace(string(secret.Data["tls.crt"])) {
-		t.Errorf("the mesh trusts\n%s\nwant the user's root\n%s", trust.Data["ca.crt"], secret.Data["tls.crt"])
-	}
 }
 
 // renewed waits until each pod has another certificate.

@@ -249,11 +249,7 @@ func TestRotationToVault(t *testing.T) {
 	t.Log(said)
 	consecutive(t, stranger, urls[0], "403", 5)
 	v.end(t)
-	chain := handshake(t, visitor, server).ConnectionState().PeerCertificates
-	checkLeaf(t, chain, spiffe(ns, "server"), string(server.UID))
-	if chain[0].Issuer.CommonName != "Root of "+vaultMount {
-		t.Errorf("%s signed; want Vault", chain[0].Issuer)
-	}
+	checkSigner(t, visitor, server, "Root of "+vaultMount)
 }
 
 // saysSealed waits until a pod's agent has asked in vain, and wants it to say why in
