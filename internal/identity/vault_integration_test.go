@@ -50,10 +50,16 @@ type vaultTest struct {
 // which has the rights that the chart gives it, and a token.
 func newVaultTest(t *testing.T, name string, change, token map[string]any) *vaultTest {
 	t.Helper()
-	ctx := t.Context()
-	server, err := local.StartVault(ctx, t.TempDir(), "127.0.0.1")
+	server, err := local.StartVault(t.Context(), t.TempDir(), "127.0.0.1")
 	must(t, err)
 	t.Cleanup(server.Stop)
+	return newVaultTestOf(t, name, server, change, token)
+}
+
+// newVaultTestOf is newVaultTest with a Vault that runs.
+func newVaultTestOf(t *testing.T, name string, server *local.Vault, change, token map[string]any) *vaultTest {
+	t.Helper()
+	ctx := t.Context()
 	must(t, server.MakePKI(ctx, vaultMount, vaultRole, trustDomain, change))
 	home, _ := newHome(t, name, "certificates.issuer=vault", "certificates.vault.address="+server.Address, "certificates.vault.role="+vaultRole,
 		"certificates.vault.token.secret=vault-token", "certificates.vault.token.key=token", "certificates.vault.caSecret=vault-ca")

@@ -13,8 +13,8 @@
 //   - [StartAPIServer]: etcd and kube-apiserver only, bound to the process that
 //     asked for them. Any number may run at once, without root. This is what
 //     integration tests want.
-//   - [StartVault] and [StartSPIRE]: bound to their process likewise, for tests of
-//     the mesh's issuers and of certificates from somebody else.
+//   - [StartVault], [StartVaults] and [StartSPIRE]: bound to their process likewise,
+//     for tests of the mesh's issuers and of certificates from somebody else.
 //   - [Up]: the whole node. It outlives the process that started it and
 //     needs root. This is what end-to-end tests and the demo want.
 //

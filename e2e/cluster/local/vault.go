@@ -33,6 +33,7 @@ type Vault struct {
 	Log string
 
 	program, listen, folder string
+	member                  []string // flags of one among several
 	unsealKey               string
 	client                  *http.Client
 	server                  *child
@@ -43,6 +44,26 @@ type Vault struct {
 // does not hold it. The process ends at the latest with ctx or with the calling
 // process.
 func StartVault(ctx context.Context, dir, host string) (*Vault, error) {
+	ca, err := newAuthority("vault")
+	if err != nil {
+		return nil, err
+	}
+	v, err := newVault(ctx, dir, host, ca)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.Start(ctx); err != nil {
+		return nil, err
+	}
+	if err := v.initialise(ctx); err != nil {
+		v.Stop()
+		return nil, fmt.Errorf("initialise Vault: %w", err)
+	}
+	return v, nil
+}
+
+// newVault makes everything of a server but its process.
+func newVault(ctx context.Context, dir, host string, ca *authority) (*Vault, error) {
 	config, err := Config{}.complete()
 	if err != nil {
 		return nil, err
@@ -63,26 +84,15 @@ func StartVault(ctx context.Context, dir, host string) (*Vault, error) {
 		listen: net.JoinHostPort(host, strconv.Itoa(ports[0])),
 	}
 	v.Address = "https://" + v.listen
-	if err := v.secure(host); err != nil {
+	if err := v.secure(host, ca); err != nil {
 		return nil, fmt.Errorf("write certificates to %s: %w", dir, err)
-	}
-	if err := v.Start(ctx); err != nil {
-		return nil, err
-	}
-	if err := v.initialise(ctx); err != nil {
-		v.Stop()
-		return nil, fmt.Errorf("initialise Vault: %w", err)
 	}
 	return v, nil
 }
 
 // secure makes the certificate of the server, and the client that trusts it.
-func (v *Vault) secure(host string) error {
-	if err := os.MkdirAll(v.folder, 0o700); err != nil {
-		return err
-	}
-	ca, err := newAuthority("vault")
-	if err != nil {
+func (v *Vault) secure(host string, ca *authority) error {
+	if err := os.MkdirAll(filepath.Join(v.folder, vaultData), 0o700); err != nil {
 		return err
 	}
 	server, err := ca.issue(subject{name: "vault", hosts: []string{host, "vault.test"}})
@@ -96,13 +106,16 @@ func (v *Vault) secure(host string) error {
 	return server.write(v.folder, "vault")
 }
 
+// vaultData is the folder of a server's data below its own.
+const vaultData = "data"
+
 // Start starts the server again after Stop: with its data, and sealed. It returns
 // when it answers.
 func (v *Vault) Start(ctx context.Context) error {
-	server, err := startChild(ctx, v.program, v.Log, []string{
-		"--listen=" + v.listen, "--storage=" + filepath.Join(v.folder, "data"),
+	server, err := startChild(ctx, v.program, v.Log, append([]string{
+		"--listen=" + v.listen, "--storage=" + filepath.Join(v.folder, vaultData),
 		"--tls-cert=" + filepath.Join(v.folder, "vault.crt"), "--tls-key=" + filepath.Join(v.folder, "vault.key"),
-	})
+	}, v.member...))
 	if err != nil {
 		return err
 	}
@@ -148,13 +161,16 @@ func (v *Vault) Seal(ctx context.Context) error {
 }
 
 // Unseal ends a seal, and returns when Vault answers again.
-func (v *Vault) Unseal(ctx context.Context) error {
+func (v *Vault) Unseal(ctx context.Context) error { return v.unseal(ctx, "sys/health") }
+
+// unseal ends a seal, and returns when Vault answers at health without an error.
+func (v *Vault) unseal(ctx context.Context, health string) error {
 	if _, err := v.Call(ctx, http.MethodPost, "sys/unseal", map[string]any{"key": v.unsealKey}); err != nil {
 		return err
 	}
 	var last error
 	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		_, last = v.Call(ctx, http.MethodGet, "sys/health", nil)
+		_, last = v.Call(ctx, http.MethodGet, health, nil)
 		return last == nil, nil
 	})
 	return errors.Join(err, last)

@@ -1,10 +1,10 @@
 // Command vault is the real Vault server, built from its Go modules for the tests
-// of the mesh's Vault issuer: its core, its HTTP interface, file storage, the PKI
-// secrets engine and the Kubernetes auth method. Vault's own command has every
-// engine and cloud in it, which is half as many packages again to compile.
+// of the mesh's Vault issuer: its core, its HTTP interface, storage in files and
+// Raft's, the PKI secrets engine and the Kubernetes auth method. Vault's own command
+// has every engine and cloud in it, which is half as many packages again to compile.
 //
-// It starts sealed and empty, and is initialised and unsealed over its API, as in
-// production. It listens with TLS only.
+// It starts sealed and empty, and is initialised, joined to others and unsealed over
+// its API, as in production. It listens with TLS only.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -25,8 +26,10 @@ import (
 	"github.com/hashicorp/vault/builtin/plugin"
 	vaulthttp "github.com/hashicorp/vault/http"
 	"github.com/hashicorp/vault/internalshared/configutil"
+	"github.com/hashicorp/vault/physical/raft"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/hashicorp/vault/sdk/physical"
 	"github.com/hashicorp/vault/sdk/physical/file"
 	"github.com/hashicorp/vault/vault"
 )
@@ -40,32 +43,48 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) error {
-	listen := flag.String("listen", "127.0.0.1:8200", "address of the API")
-	storage := flag.String("storage", "", "folder of the data")
-	certificate := flag.String("tls-cert", "", "certificate of the API, PEM")
-	key := flag.String("tls-key", "", "its key, PEM")
+// options are the command line.
+type options struct {
+	listen, storage, certificate, key string
+	node, cluster                     string
+	forward                           bool
+}
+
+func parse() (options, error) {
+	var o options
+	flag.StringVar(&o.listen, "listen", "127.0.0.1:8200", "address of the API")
+	flag.StringVar(&o.storage, "storage", "", "folder of the data")
+	flag.StringVar(&o.certificate, "tls-cert", "", "certificate of the API, PEM")
+	flag.StringVar(&o.key, "tls-key", "", "its key, PEM")
+	flag.StringVar(&o.node, "node", "", "name among several with Raft storage; empty for one alone, with files")
+	flag.StringVar(&o.cluster, "cluster", "", "address for the others")
+	flag.BoolVar(&o.forward, "forward", true, "forward calls to the active one; else callers are redirected to it")
 	flag.Parse()
-	if *storage == "" {
-		return errors.New("--storage is required")
+	if o.storage == "" {
+		return o, errors.New("--storage is required")
 	}
-	pair, err := tls.LoadX509KeyPair(*certificate, *key)
-	if err != nil {
-		return fmt.Errorf("read --tls-cert and --tls-key: %w", err)
-	}
-	core, err := newCore(*storage)
+	return o, nil
+}
+
+func run(ctx context.Context) error {
+	o, err := parse()
 	if err != nil {
 		return err
 	}
-	listener, err := tls.Listen("tcp", *listen, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+	pair, err := tls.LoadX509KeyPair(o.certificate, o.key)
+	if err != nil {
+		return fmt.Errorf("read --tls-cert and --tls-key: %w", err)
+	}
+	core, err := newCore(o)
+	if err != nil {
+		return err
+	}
+	listener, err := tls.Listen("tcp", o.listen, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := &http.Server{
-		Handler: vaulthttp.Handler.Handler(&vault.HandlerProperties{
-			Core: core, ListenerConfig: &configutil.Listener{Type: "tcp", Address: *listen},
-		}),
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 5 * time.Minute,
+		Handler: handler(core, o), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 5 * time.Minute,
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -77,21 +96,66 @@ func run(ctx context.Context) error {
 	return errors.Join(err, core.Shutdown())
 }
 
-func newCore(storage string) (*vault.Core, error) {
-	logger := log.New(&log.LoggerOptions{Level: log.Info, Output: os.Stderr})
-	data, err := file.NewFileBackend(map[string]string{"path": storage}, logger)
-	if err != nil {
-		return nil, fmt.Errorf("open --storage: %w", err)
+// handler is Vault's API.
+func handler(core *vault.Core, o options) http.Handler {
+	api := vaulthttp.Handler.Handler(&vault.HandlerProperties{
+		Core: core, ListenerConfig: &configutil.Listener{Type: "tcp", Address: o.listen},
+	})
+	if o.forward {
+		return api
 	}
-	core, err := vault.NewCore(&vault.CoreConfig{
-		Physical: data, StorageType: "file", Logger: logger, DisableMlock: true,
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Header.Set(vaulthttp.NoRequestForwardingHeaderName, "true")
+		api.ServeHTTP(w, r)
+	})
+}
+
+func newCore(o options) (*vault.Core, error) {
+	config := &vault.CoreConfig{
+		StorageType: "file", DisableMlock: true,
+		Logger:             log.New(&log.LoggerOptions{Level: log.Info, Output: os.Stderr}),
 		BuiltinRegistry:    engines,
 		LogicalBackends:    map[string]logical.Factory{"plugin": plugin.Factory},
 		CredentialBackends: map[string]logical.Factory{"plugin": plugin.Factory},
-	})
+	}
+	if o.node != "" {
+		return newMember(o, config)
+	}
+	var err error
+	if config.Physical, err = file.NewFileBackend(map[string]string{"path": o.storage}, config.Logger); err != nil {
+		return nil, fmt.Errorf("open --storage: %w", err)
+	}
+	core, err := vault.NewCore(config)
 	if err != nil {
 		return nil, fmt.Errorf("make the core: %w", err)
 	}
+	return core, nil
+}
+
+// newMember makes the core of one among several.
+func newMember(o options, config *vault.CoreConfig) (*vault.Core, error) {
+	address, err := net.ResolveTCPAddr("tcp", o.cluster)
+	if err != nil {
+		return nil, fmt.Errorf("read --cluster: %w", err)
+	}
+	data, err := raft.NewRaftBackend(map[string]string{
+		"path": o.storage, "node_id": o.node,
+		"performance_multiplier":       "1", // as in production; Vault's default is for slow machines
+		"autopilot_reconcile_interval": "1s",
+		"autopilot_update_interval":    "1s",
+	}, config.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("open --storage: %w", err)
+	}
+	config.StorageType, config.Physical = "raft", data
+	config.HAPhysical, _ = data.(physical.HABackend)
+	config.RedirectAddr, config.ClusterAddr = "https://"+o.listen, "https://"+o.cluster
+	core, err := vault.NewCore(config)
+	if err != nil {
+		return nil, fmt.Errorf("make the core: %w", err)
+	}
+	core.SetClusterListenerAddrs([]*net.TCPAddr{address})
+	core.SetClusterHandler(vaulthttp.Handler.Handler(&vault.HandlerProperties{Core: core, ListenerConfig: &configutil.Listener{}}))
 	return core, nil
 }
 
