@@ -198,7 +198,7 @@ func (f *fleet) serve(t *testing.T, issuer identities.Issuer) string {
 		Signer: &identities.Signer{Verifier: verifier, Authorities: authorities, Lifetime: time.Hour},
 		Log:    logr.Discard(), Metrics: prometheus.NewRegistry(),
 		// The pods of a cluster have an address each, these have one together.
-		SignRate: 10_000, SignBurst: 10_000, AskRate: 10_000, AskBurst: 10_000,
+		SignRate: 10_000, SignBurst: 10_000, AskRate: 10_000, AskBurst: 10_000, UnprovenPerAddress: 10_000, Unproven: 10_000,
 	})
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	check(t, err)

@@ -1,4 +1,5 @@
-// Package limit bounds how often each of many callers may do something.
+// Package limit bounds how often each of many callers may do something, and how many
+// of them at the same time.
 //
 // It remembers callers, so it bounds its own memory too: who has not asked for
 // long is forgotten, and when so many ask that none can be, new ones are refused.

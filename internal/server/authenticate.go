@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -161,7 +162,12 @@ func clientAddress(ctx context.Context) netip.Addr {
 	if !ok {
 		return netip.Addr{}
 	}
-	address, err := netip.ParseAddrPort(p.Addr.String())
+	return addressOf(p.Addr)
+}
+
+// addressOf returns an address without its port, or the zero address.
+func addressOf(a net.Addr) netip.Addr {
+	address, err := netip.ParseAddrPort(a.String())
 	if err != nil {
 		return netip.Addr{} // a listener without addresses: all clients count as one
 	}

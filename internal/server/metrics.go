@@ -3,14 +3,15 @@ package server
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	connected prometheus.Gauge
-	refused   *prometheus.CounterVec // streams, by reason
-	pushes    *prometheus.CounterVec // by type
-	bytes     *prometheus.CounterVec // by type
-	nacks     *prometheus.CounterVec // by type
-	acked     *prometheus.HistogramVec
-	invalid   prometheus.Counter
-	signed    *prometheus.CounterVec // by outcome and reason
+	connected  prometheus.Gauge
+	refused    *prometheus.CounterVec // streams, by reason
+	pushes     *prometheus.CounterVec // by type
+	bytes      *prometheus.CounterVec // by type
+	nacks      *prometheus.CounterVec // by type
+	acked      *prometheus.HistogramVec
+	invalid    prometheus.Counter
+	turnedAway prometheus.Counter     // connections
+	signed     *prometheus.CounterVec // by outcome and reason
 }
 
 func newMetrics(registry prometheus.Registerer) metrics {
@@ -35,8 +36,12 @@ func newMetrics(registry prometheus.Registerer) metrics {
 			Name: "outrigger_xds_invalid_total",
 			Help: "Configurations that Envoy would refuse and that were therefore not sent.",
 		}),
+		turnedAway: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "outrigger_connections_refused_total",
+			Help: "Connections that were closed because there were too many without a client certificate, of one address or in all.",
+		}),
 		signed: counter("outrigger_signing_requests_total", "Requests for certificates, by outcome and reason of refusal.", "outcome", "reason"),
 	}
-	registry.MustRegister(m.connected, m.refused, m.pushes, m.bytes, m.nacks, m.acked, m.invalid, m.signed)
+	registry.MustRegister(m.connected, m.refused, m.pushes, m.bytes, m.nacks, m.acked, m.invalid, m.turnedAway, m.signed)
 	return m
 }

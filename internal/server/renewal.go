@@ -3,13 +3,10 @@ package server
 import (
 	"context"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger/internal/mesh"
@@ -166,44 +163,4 @@ func hangUp(ctx context.Context) {
 	if c, ok := connectionOf(ctx); ok {
 		time.AfterFunc(parting, func() { _ = c.conn.Close() })
 	}
-}
-
-// A connection is what the server knows of one: its TLS state, and how to end it.
-type connection struct {
-	credentials.TLSInfo
-	conn net.Conn
-}
-
-func connectionOf(ctx context.Context) (connection, bool) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return connection{}, false
-	}
-	c, ok := p.AuthInfo.(connection)
-	return c, ok
-}
-
-// handshakes are credentials whose connections can be ended by those who serve
-// them. gRPC can only end a stream, and Envoy would open the next one over the same
-// connection, with the same certificate.
-type handshakes struct {
-	credentials.TransportCredentials
-}
-
-// ServerHandshake does the handshake.
-func (h handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := h.TransportCredentials.ServerHandshake(raw)
-	if err != nil {
-		return nil, nil, err
-	}
-	tls, ok := info.(credentials.TLSInfo)
-	if !ok {
-		return nil, nil, refuse(codes.Internal, "no-tls", "the handshake came to no TLS")
-	}
-	return conn, connection{TLSInfo: tls, conn: raw}, nil
-}
-
-// Clone returns a copy.
-func (h handshakes) Clone() credentials.TransportCredentials {
-	return handshakes{h.TransportCredentials.Clone()}
 }

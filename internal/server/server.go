@@ -88,6 +88,11 @@ type Config struct {
 	// issuer needs most of; zero is 45 s, a little less than agents wait. ReadTime is
 	// how long its message may take to arrive; zero is 10 s.
 	SignTime, ReadTime time.Duration
+	// Unproven is how many connections without a certificate there may be at once,
+	// and UnprovenPerAddress how many of them from one address; zero is 750 and 250.
+	// An agent has one while it asks. More are closed, and their agents try again. A
+	// hostile one costs 200 kB.
+	Unproven, UnprovenPerAddress int
 	// WarmTime is how long listeners and routes wait for clusters to be
 	// acknowledged; zero is 2 s.
 	WarmTime time.Duration
@@ -112,6 +117,8 @@ func (c Config) withDefaults() Config {
 	c.AskBurst = cmp.Or(c.AskBurst, 250)
 	c.SignTime = cmp.Or(c.SignTime, 45*time.Second)
 	c.ReadTime = cmp.Or(c.ReadTime, 10*time.Second)
+	c.Unproven = cmp.Or(c.Unproven, 750)
+	c.UnprovenPerAddress = cmp.Or(c.UnprovenPerAddress, 250)
 	c.WarmTime = cmp.Or(c.WarmTime, 2*time.Second)
 	c.ConnectionAge = cmp.Or(c.ConnectionAge, 30*time.Minute)
 	c.IdleTime = cmp.Or(c.IdleTime, time.Minute)
@@ -130,6 +137,7 @@ type Server struct {
 	openers limit.Keys[string]     // who opens streams
 	asking  limit.Keys[netip.Addr] // for certificates
 	polls   limit.Keys[netip.Addr] // who asks who signs
+	door    door
 	trust   *trust
 	cache   *xds.Cache
 	steps   steps
@@ -203,7 +211,7 @@ const (
 
 func (s *Server) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(handshakes{credentials.NewTLS(s.tlsConfig())}),
+		grpc.Creds(handshakes{credentials.NewTLS(s.tlsConfig()), s}),
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.InTapHandle(s.admit),
 		grpc.StreamInterceptor(s.surviveStream),
