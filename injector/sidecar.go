@@ -63,6 +63,18 @@ func parseProxyArgs(args []string) (bootstrap.Settings, bool) {
 	return settings, err == nil
 }
 
+// TrustDomains returns the trust domains in which a pod's proxy takes outriggerd for
+// real until it is told others; none where the pod has no proxy.
+func TrustDomains(pod *corev1.Pod) []string {
+	for _, c := range pod.Spec.InitContainers {
+		if isProxy(c) {
+			settings, _ := parseProxyArgs(c.Args)
+			return append([]string{settings.TrustDomain}, settings.AlsoTrusted...)
+		}
+	}
+	return nil
+}
+
 // double keeps the kubelet from expanding $(NAME) in an argument.
 func double(arg string) string { return strings.ReplaceAll(arg, "$", "$$") }
 

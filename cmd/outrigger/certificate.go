@@ -284,7 +284,7 @@ The exit status is 0 when the rotation is done, 2 when watching ended before.`,
 	a.addFlags(cmd)
 	a.addWatch(cmd)
 	t.addFlags(cmd)
-	cmd.Flags().StringSliceVar(&force, "force", nil, "do not wait for this pod, NAMESPACE/POD; may be repeated")
+	cmd.Flags().StringSliceVar(&force, "force", nil, "do not wait for this pod, NAMESPACE/POD; may be repeated. After a change of the trust domain delete it, so that it is made anew")
 	return cmd
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/injector"
 	"github.com/outrigger-mesh/outrigger/internal/rotation"
+	"github.com/outrigger-mesh/outrigger/internal/sidecar"
 )
 
 const (
@@ -85,8 +87,8 @@ func Want(ctx context.Context, c client.Client, a Authorities, want rotation.Con
 	return nil
 }
 
-// MeshSeen reads what is known of the mesh: its injected pods that run, the replicas
-// of outriggerd, and what those report.
+// MeshSeen reads what is known of the mesh: its injected pods that run or
+// will, the replicas of outriggerd, and what those report.
 func MeshSeen(ctx context.Context, from client.Reader, lookup Lookup, now time.Time) (rotation.Seen, []rotation.Report, error) {
 	members, err := lookup.Members(ctx)
 	if err != nil {
@@ -97,6 +99,7 @@ func MeshSeen(ctx context.Context, from client.Reader, lookup Lookup, now time.T
 		return rotation.Seen{}, nil, fmt.Errorf("list pods: %w", err)
 	}
 	var pods []rotation.Pod
+	var unstarted []rotation.Unstarted
 	var replicas []string
 	for i := range all.Items {
 		pod := &all.Items[i]
@@ -107,27 +110,36 @@ func MeshSeen(ctx context.Context, from client.Reader, lookup Lookup, now time.T
 			}
 		case slices.Contains(members, pod.Namespace) && proxied(pod) && !over(pod, now):
 			pods = append(pods, rotation.Pod{Name: pod.Namespace + "/" + pod.Name, UID: string(pod.UID)})
+		case slices.Contains(members, pod.Namespace) && waits(pod):
+			if domains := injector.TrustDomains(pod); domains != nil {
+				unstarted = append(unstarted, rotation.Unstarted{Name: pod.Namespace + "/" + pod.Name, UID: string(pod.UID), Domains: domains})
+			}
 		}
 	}
+	slices.SortFunc(unstarted, func(a, b rotation.Unstarted) int { return strings.Compare(a.Name, b.Name) })
 	reports, err := reports(ctx, from, lookup.SystemNamespace)
 	if err != nil {
 		return rotation.Seen{}, nil, err
 	}
-	return rotation.Merge(pods, replicas, reports, now), reports, nil
+	seen := rotation.Merge(pods, replicas, reports, now)
+	seen.Unstarted = unstarted
+	return seen, reports, nil
 }
 
 // proxied reports whether a pod's proxy runs, or may: before its own containers run,
 // the proxy does.
 func proxied(pod *corev1.Pod) bool {
-	sidecar := slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
-		return c.Name == injector.ProxyContainer && c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-	})
-	if !sidecar || pod.Spec.HostNetwork {
+	if !sidecar.In(pod) {
 		return false
 	}
 	return pod.Status.Phase == corev1.PodRunning || slices.ContainsFunc(pod.Status.InitContainerStatuses, func(c corev1.ContainerStatus) bool {
 		return c.Name == injector.ProxyContainer && c.State.Running != nil
 	})
+}
+
+// waits reports whether a pod's proxy will run, and does not yet.
+func waits(pod *corev1.Pod) bool {
+	return sidecar.In(pod) && pod.Status.Phase == corev1.PodPending && pod.DeletionTimestamp == nil && !proxied(pod)
 }
 
 // over reports whether a pod has ended, or should have.

@@ -27,6 +27,9 @@ func Trim(object any) (any, error) {
 	for _, containers := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i, c := range containers {
 			containers[i] = corev1.Container{Name: c.Name, Image: c.Image, Ports: c.Ports, RestartPolicy: c.RestartPolicy, SecurityContext: c.SecurityContext}
+			if c.Name == injector.ProxyContainer && waits(pod) { // the trust domains that it was made with
+				containers[i].Args = c.Args
+			}
 		}
 	}
 	return pod, nil

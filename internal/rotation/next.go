@@ -220,6 +220,7 @@ func (s State) count(seen Seen, what string, why judge) Progress {
 			p.Replicas++
 		}
 	}
+	s.unstarted(seen, &p)
 	for _, pod := range seen.Pods {
 		p.Total++
 		behind := why(pod)

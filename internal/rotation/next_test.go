@@ -25,6 +25,7 @@ type world struct {
 	pods  []Pod
 	given map[string]Leaf // of pods that have their certificate from somebody else
 	away  map[string]bool
+	later []Unstarted
 	steps []string // of the state, as they came
 	down  map[string]bool
 }
@@ -58,6 +59,7 @@ func (w *world) seen() Seen {
 		seen.Pods = append(seen.Pods, p)
 	}
 	seen.Replicas = []Replica{{Name: "a", Heard: true, Generation: w.state.Generation, Serving: w.state.Serving}}
+	seen.Unstarted = w.later
 	return seen
 }
 

@@ -43,6 +43,8 @@ type Replica struct {
 type Seen struct {
 	Pods     []Pod
 	Replicas []Replica
+	// Unstarted are the pods that will run.
+	Unstarted []Unstarted
 	// Roots are those of the authorities that this replica has opened, PEM, and
 	// Prints the SHA-256 of each of them, by name.
 	Roots  map[string]string
