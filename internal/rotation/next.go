@@ -107,21 +107,21 @@ func (s State) waits(seen Seen) (Step, Progress) {
 		}
 	}
 	if s.Signing != goal.Sign.Name {
-		return StepTrust, s.count(seen, "trust the new authority", s.trusts)
+		return s.count(StepTrust, seen, "trust the new authority", s.trusts)
 	}
 	if s.Serving != s.Signing {
-		return StepSign, s.count(seen, "have a certificate of the new authority", s.signed(seen, s.Signing))
+		return s.count(StepSign, seen, "have a certificate of the new authority", s.signed(seen, s.Signing))
 	}
 	if extra := s.extra(); len(extra) > 0 {
-		return StepServe, s.leaving(seen, extra)
+		return s.count(StepServe, seen, "have no certificate of the authority that leaves", s.left(seen, extra))
 	}
 	if len(s.Fading) > 0 {
-		return StepNarrow, s.count(seen, "trust the new authority alone", s.follows)
+		return s.count(StepNarrow, seen, "trust the new authority alone", s.follows)
 	}
 	if s.Rotation.Step == StepForget {
-		return StepForget, s.count(seen, "have forgotten the old trust domain", s.follows)
+		return s.count(StepForget, seen, "have forgotten the old trust domain", s.follows)
 	}
-	return StepNarrow, s.count(seen, "trust what is to be trusted, and nothing else", s.follows)
+	return s.count(StepNarrow, seen, "trust what is to be trusted, and nothing else", s.follows)
 }
 
 func (s State) opening(a Authority, seen Seen) Progress {
@@ -144,23 +144,6 @@ func (s State) extra() []string {
 		}
 	}
 	return names
-}
-
-// leaving counts who would be cut if the extra authorities were trusted no more.
-// Those that never signed anything are missed by nobody.
-func (s State) leaving(seen Seen, extra []string) Progress {
-	used := slices.ContainsFunc(extra, func(name string) bool {
-		t, _ := s.Find(name)
-		return t.Used
-	})
-	if !used { // replicas may still serve with one
-		return s.count(seen, "have no certificate of the authority that leaves", func(Pod) string { return "" })
-	}
-	var stay []string
-	for _, a := range s.Rotation.Goal.All() {
-		stay = append(stay, a.Name)
-	}
-	return s.count(seen, "have no certificate of the authority that leaves", s.signed(seen, stay...))
 }
 
 // A judge says why a pod is behind, or nothing.
@@ -196,6 +179,27 @@ func (s State) signed(seen Seen, names ...string) judge {
 	}
 }
 
+// left judges whether a pod would be cut if the extra authorities were trusted no
+// more. One of which nobody knows the certificate has none of an authority that never
+// signed anything; somebody else may have given it one that leads there all the same.
+func (s State) left(seen Seen, extra []string) judge {
+	used := slices.ContainsFunc(extra, func(name string) bool {
+		t, _ := s.Find(name)
+		return t.Used
+	})
+	var stay []string
+	for _, a := range s.Rotation.Goal.All() {
+		stay = append(stay, a.Name)
+	}
+	signed := s.signed(seen, stay...)
+	return func(p Pod) string {
+		if p.Leaf == nil && !used {
+			return ""
+		}
+		return signed(p)
+	}
+}
+
 func away(p Pod, why string) string {
 	if !p.Connected {
 		return "it is not connected to outriggerd"
@@ -203,9 +207,10 @@ func away(p Pod, why string) string {
 	return why
 }
 
-// count counts all pods but the forced ones, and the replicas that follow the
-// state with the serving certificate that it wants.
-func (s State) count(seen Seen, what string, why judge) Progress {
+// count counts all pods but the forced ones, and the replicas that follow the state.
+// That these serve with a certificate of the new authority is asked for in StepServe
+// alone: until then one that was restarted has none if the old authority is dead.
+func (s State) count(step Step, seen Seen, what string, why judge) (Step, Progress) {
 	p := Progress{What: what}
 	for _, replica := range seen.Replicas {
 		p.Of++
@@ -214,7 +219,7 @@ func (s State) count(seen Seen, what string, why judge) Progress {
 			p.behind("outriggerd "+replica.Name, "it has not reported of late")
 		case replica.Generation < s.Generation:
 			p.behind("outriggerd "+replica.Name, fmt.Sprintf("it follows generation %d, not %d yet", replica.Generation, s.Generation))
-		case replica.Serving != s.Serving:
+		case step == StepServe && replica.Serving != s.Serving:
 			p.behind("outriggerd "+replica.Name, "its own certificate is not new yet")
 		default:
 			p.Replicas++
@@ -230,7 +235,7 @@ func (s State) count(seen Seen, what string, why judge) Progress {
 		}
 		p.behind(pod.Name, behind)
 	}
-	return p
+	return step, p
 }
 
 // advance does what the step has waited for.
