@@ -239,7 +239,7 @@ func newRotateCommand() *cobra.Command {
 		Long: `Rotate moves the mesh to another authority: without flags to a new root of its own. It
 goes step by step, and each waits for every injected pod that runs:
 
-  open    outriggerd reaches the new authority
+  open    the new authority has signed a certificate for outriggerd
   trust   every proxy trusts the old and the new one
   sign    every workload has a certificate of the new one
   serve   outriggerd itself has one, and nobody has an old one

@@ -60,6 +60,7 @@ func (p *plane) wireIdentity(ctx context.Context, _ *rest.Config) error {
 		Events: p.mgr.GetEventRecorder("outriggerd"), Log: p.log.WithName("rotation"), Metrics: metrics.Registry,
 	})
 	p.follower.Authorities, p.follower.Open, p.follower.Log = &p.authorities, p.openIssuer, p.log.WithName("authorities")
+	p.follower.Namespace, p.follower.Lifetime = p.cfg.namespace, p.cfg.leaf
 	p.follower.Changed = func() {
 		p.roots.changed()
 		rotator.Changed()

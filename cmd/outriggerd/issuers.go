@@ -51,7 +51,7 @@ func (p *plane) openCertManager(ctx context.Context, a identity.Authority, known
 	return identity.OpenCertManager(ctx, identity.CertManagerConfig{
 		Home: p.home, Client: api, Authority: a.Name, TrustDomain: a.TrustDomain, Changed: changed,
 		Issuer: cmmeta.IssuerReference{Name: a.CertManager.Issuer, Kind: a.CertManager.Kind, Group: a.CertManager.Group},
-		Roots:  a.CertManager.Roots, RootsConfigMap: a.CertManager.RootsConfigMap, Known: known.Roots,
+		Roots:  a.CertManager.Roots, RootsConfigMap: a.CertManager.RootsConfigMap, Known: known,
 	})
 }
 

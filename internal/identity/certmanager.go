@@ -51,8 +51,8 @@ type CertManagerConfig struct {
 	// Roots, PEM, or RootsConfigMap, which holds them in ca.crt. Neither: the root
 	// that the issuer shows when it is opened for the first time.
 	Roots, RootsConfigMap string
-	// Known are the roots by which running pods know it; none at the first time.
-	Known       []*x509.Certificate
+	// Known says what the mesh's state has recorded of the authority.
+	Known       Known
 	TrustDomain string
 	// Changed is called when the roots are other ones; nil for nobody.
 	Changed func()
@@ -81,7 +81,7 @@ type news struct {
 // OpenCertManager returns the issuer once its roots are known: those that were
 // given, or those that were recorded when it was opened for the first time, or, at
 // that first time, the root that the issuer shows. That one is recorded, and no
-// other is ever taken up by itself.
+// other is ever taken up by itself. One that people rotate to shows it anew.
 func OpenCertManager(ctx context.Context, cfg CertManagerConfig) (*CertManager, error) {
 	c := &CertManager{
 		cfg: cfg, queue: newQueue(issuerSlots, issuerQueue), waiters: map[string]chan news{},
@@ -91,11 +91,13 @@ func OpenCertManager(ctx context.Context, cfg CertManagerConfig) (*CertManager, 
 	switch {
 	case cfg.Roots != "" || cfg.RootsConfigMap != "":
 		c.roots, err = c.givenRoots(ctx)
-		if err == nil && len(cfg.Known) > 0 && !overlap(c.roots, cfg.Known) {
+		if err == nil && len(cfg.Known.Roots) > 0 && !overlap(c.roots, cfg.Known.Roots) {
 			err = fmt.Errorf("%w: the roots of authority %s are none of those that running pods know it by; have them hold both until every pod's certificate leads to the new ones", ErrNoCA, cfg.Authority)
 		}
-	case len(cfg.Known) > 0:
-		c.roots = cfg.Known
+	case len(cfg.Known.Roots) > 0:
+		c.roots = cfg.Known.Roots
+	case cfg.Known.Fresh: // an authority of that name may have been another one once
+		c.roots, err = c.firstRoots(ctx)
 	default:
 		c.roots, err = cfg.Home.pinned(ctx, cfg.Authority, c.firstRoots)
 	}

@@ -184,7 +184,7 @@ func TestCertManagerSigns(t *testing.T) {
 		t.Error("another replica has another root")
 	}
 	// Nor may a slip of the user's take the pods' roots away.
-	again.Known, again.Roots = c.Roots(), string(encodeCertificates(testCA(t).Roots()...))
+	again.Known, again.Roots = Known{Roots: c.Roots()}, string(encodeCertificates(testCA(t).Roots()...))
 	if _, err := OpenCertManager(t.Context(), again); !errors.Is(err, ErrNoCA) {
 		t.Errorf("opened with roots that no pod knows: %v", err)
 	}

@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// firstAnswer bounds how long an issuer may take to show its root.
+// firstAnswer bounds how long an issuer may take to show its root, or that it signs.
 const firstAnswer = 45 * time.Second
 
 // rootsIn returns the roots that a ConfigMap holds.

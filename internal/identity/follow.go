@@ -42,7 +42,11 @@ type Follower struct {
 	Open func(ctx context.Context, a Authority, known Known, changed func()) (Issuer, error)
 	// Changed is told of each change of what holds.
 	Changed func()
-	Log     logr.Logger
+	// Namespace is the system namespace, and Lifetime that of workloads' certificates,
+	// zero for 24 h: authorities that nobody knows yet are tried with them.
+	Namespace string
+	Lifetime  time.Duration
+	Log       logr.Logger
 
 	once   sync.Once
 	wake   chan struct{}
@@ -50,20 +54,29 @@ type Follower struct {
 	state  *rotation.State
 	also   []Authority // that are to be open besides
 	opened map[string]*running
-	failed map[string]string
+	failed map[string]failure
+	tasks  sync.WaitGroup
 }
 
 // running is an open authority.
 type running struct {
 	Opened
-	stop context.CancelFunc
-	done chan struct{}
+	untried bool // it is fresh and has signed nothing yet, so nobody is told of it
+	stop    context.CancelFunc
+	done    chan struct{}
+}
+
+// failure is why an authority is not open.
+type failure struct {
+	authority Authority
+	why       string
+	at        time.Time
 }
 
 func (f *Follower) init() {
 	f.once.Do(func() {
 		f.wake = make(chan struct{}, 1)
-		f.opened, f.failed = map[string]*running{}, map[string]string{}
+		f.opened, f.failed = map[string]*running{}, map[string]failure{}
 	})
 }
 
@@ -96,21 +109,24 @@ func (f *Follower) signal() {
 }
 
 // Seen returns the roots of each open authority as PEM and their SHA-256, by name,
-// and why others are not open.
+// and why others are not open. One that is fresh is open once it has signed.
 func (f *Follower) Seen() (roots map[string]string, prints map[string][]string, failed map[string]string) {
 	f.init()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	roots, prints, failed = map[string]string{}, map[string][]string{}, map[string]string{}
 	for name, running := range f.opened {
+		if running.untried {
+			continue
+		}
 		all := running.Issuer.Roots()
 		roots[name] = string(encodeCertificates(all...))
 		for _, root := range all {
 			prints[name] = append(prints[name], Print(root))
 		}
 	}
-	for name, why := range f.failed {
-		failed[name] = why
+	for name, failure := range f.failed {
+		failed[name] = failure.why
 	}
 	return roots, prints, failed
 }
@@ -124,6 +140,7 @@ func Print(c *x509.Certificate) string {
 // Run follows until ctx ends.
 func (f *Follower) Run(ctx context.Context) error {
 	f.init()
+	defer f.tasks.Wait()
 	defer f.closeAll()
 	again := time.NewTimer(reopen)
 	defer again.Stop()
@@ -187,56 +204,78 @@ func parseRoots(text string) []*x509.Certificate {
 // open opens an authority that is not open yet, or is another one by now.
 func (f *Follower) open(ctx context.Context, a Authority, known Known) {
 	f.mu.Lock()
-	now := f.opened[a.Name]
+	now, failed := f.opened[a.Name], f.failed[a.Name]
 	f.mu.Unlock()
 	if now != nil && now.Authority.Same(a) {
+		return
+	}
+	// A rotation has this called every two seconds, which would be too often to ask.
+	if known.Fresh && failed.authority.Same(a) && time.Since(failed.at) < reopen {
 		return
 	}
 	if now != nil {
 		f.close(func(name string) bool { return name == a.Name })
 	}
-	log := f.Log.WithValues("authority", a.Name)
 	limited, cancel := context.WithTimeout(ctx, openTimeout)
 	issuer, err := f.Open(limited, a, known, f.rootsChanged)
 	cancel()
 	if ctx.Err() != nil {
 		return
 	}
-	f.mu.Lock()
-	told := f.failed[a.Name]
-	delete(f.failed, a.Name)
 	if err != nil {
-		f.failed[a.Name] = err.Error()
-	}
-	f.mu.Unlock()
-	if err != nil {
-		if told != err.Error() { // once, not every ten seconds
-			log.Error(err, "authority is not open", "retryIn", reopen.String())
-		}
+		f.fail(a, err)
 		return
 	}
-	log.Info("authority is open", "kind", a.Kind(), "trustDomain", a.TrustDomain)
-	f.run(ctx, Opened{Authority: a, Issuer: issuer}, log)
+	f.run(ctx, Opened{Authority: a, Issuer: issuer}, known.Fresh)
 }
 
-func (f *Follower) run(ctx context.Context, opened Opened, log logr.Logger) {
+// fail says why an authority is not open.
+func (f *Follower) fail(a Authority, err error) {
+	f.mu.Lock()
+	told := f.failed[a.Name].why
+	f.failed[a.Name] = failure{authority: a, why: err.Error(), at: time.Now()}
+	f.mu.Unlock()
+	if told != err.Error() { // once, not every ten seconds
+		f.Log.Error(err, "authority is not open", "authority", a.Name, "retryIn", reopen.String())
+	}
+}
+
+// run uses an authority until it is closed.
+func (f *Follower) run(ctx context.Context, opened Opened, fresh bool) {
 	ctx, stop := context.WithCancel(ctx)
-	one := &running{Opened: opened, stop: stop, done: make(chan struct{})}
-	go func() {
-		defer close(one.done)
-		following, ok := opened.Issuer.(interface {
-			Run(ctx context.Context, log logr.Logger) error
-		})
-		if !ok {
-			return
-		}
-		if err := following.Run(ctx, log); err != nil && ctx.Err() == nil {
-			log.Error(err, "authority is not followed any more")
-		}
-	}()
+	one := &running{Opened: opened, untried: fresh, stop: stop, done: make(chan struct{})}
 	f.mu.Lock()
 	f.opened[opened.Authority.Name] = one
 	f.mu.Unlock()
+	var parts sync.WaitGroup
+	log := f.Log.WithValues("authority", opened.Authority.Name)
+	following, ok := opened.Issuer.(interface {
+		Run(ctx context.Context, log logr.Logger) error
+	})
+	if ok {
+		parts.Go(func() {
+			if err := following.Run(ctx, log); err != nil && ctx.Err() == nil {
+				log.Error(err, "authority is not followed any more")
+			}
+		})
+	}
+	if fresh { // asks for a certificate, of which the issuer may hear in Run alone
+		parts.Go(func() { f.tried(ctx, one, f.try(ctx, opened)) })
+	} else {
+		f.isOpen(opened.Authority)
+	}
+	f.tasks.Go(func() {
+		defer close(one.done)
+		parts.Wait()
+	})
+}
+
+// isOpen says that an authority can be used.
+func (f *Follower) isOpen(a Authority) {
+	f.mu.Lock()
+	delete(f.failed, a.Name)
+	f.mu.Unlock()
+	f.Log.Info("authority is open", "authority", a.Name, "kind", a.Kind(), "trustDomain", a.TrustDomain)
 }
 
 func (f *Follower) rootsChanged() {
@@ -269,7 +308,7 @@ func (f *Follower) accepted(s rotation.State) (Accepted, error) {
 		if running := f.opened[t.Name]; running != nil {
 			opened = running.Opened
 		} else {
-			why := cmp.Or(f.failed[t.Name], "it is being opened")
+			why := cmp.Or(f.failed[t.Name].why, "it is being opened")
 			roots := parseRoots(t.Roots)
 			if len(roots) == 0 {
 				return Accepted{}, fmt.Errorf("authority %s is not open: %s", t.Name, why)

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -179,19 +180,27 @@ func (s *Serving) renew(ctx context.Context) error {
 func ownRequest(namespace, trustDomain string, lifetime time.Duration) (*ecdsa.PrivateKey, *x509.CertificateRequest, Template, error) {
 	id := mesh.Identity{Namespace: namespace, ServiceAccount: ServiceAccount}
 	template := newTemplate(id, trustDomain, "", lifetime)
+	key, request, err := newRequest(template)
+	return key, request, template, err
+}
+
+// newRequest makes a key, and a request for it as agents make them.
+func newRequest(t Template) (*ecdsa.PrivateKey, *x509.CertificateRequest, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, Template{}, fmt.Errorf("make outriggerd's key: %w", err)
+		return nil, nil, fmt.Errorf("make a key: %w", err)
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: template.URIs, DNSNames: template.DNSNames}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{SerialNumber: t.PodUID}, URIs: t.URIs, DNSNames: t.DNSNames,
+	}, key)
 	if err != nil {
-		return nil, nil, Template{}, fmt.Errorf("make outriggerd's certificate request: %w", err)
+		return nil, nil, fmt.Errorf("make a certificate request: %w", err)
 	}
 	request, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return nil, nil, Template{}, fmt.Errorf("parse outriggerd's certificate request: %w", err)
+		return nil, nil, fmt.Errorf("parse a certificate request: %w", err)
 	}
-	return key, request, template, nil
+	return key, request, nil
 }
 
 // halfLife is when to replace a certificate that was signed now: at half of what

@@ -110,7 +110,7 @@ type Step string
 
 // The steps, in their order.
 const (
-	// StepOpen waits for the elected replica to reach an authority.
+	// StepOpen waits for the elected replica to have a certificate signed by an authority.
 	StepOpen Step = "open"
 	// StepTrust waits for every proxy to trust the new authority.
 	StepTrust Step = "trust"
