@@ -127,17 +127,18 @@ func newStatus(found controller.Authorities, seen rotation.Seen, reports []rotat
 			status.Connected++
 		}
 	}
-	seen.Prints, seen.Roots = map[string][]string{}, map[string]string{}
+	seen.Open = map[string]rotation.Open{}
 	for _, t := range s.Trusted {
 		roots := rootsOf(t.Roots)
 		status.Authorities = append(status.Authorities, authorityStatus{Authority: t.Authority, Roots: roots})
-		seen.Roots[t.Name] = t.Roots
+		known := rotation.Open{Authority: t.Authority, Roots: t.Roots}
 		for _, root := range roots {
-			seen.Prints[t.Name] = append(seen.Prints[t.Name], root.SHA256)
+			known.Prints = append(known.Prints, root.SHA256)
 			if left := root.End.Sub(now); left < endsSoon {
 				status.Faults = append(status.Faults, fmt.Sprintf("a root of authority %s ends %s", t.Name, when(root.End, now)))
 			}
 		}
+		seen.Open[t.Name] = known
 	}
 	if end := rotation.UsersIntermediate(s, status.Ends); !end.IsZero() && end.Sub(now) < endsSoon {
 		status.Faults = append(status.Faults, fmt.Sprintf("an intermediate of authority %s ends %s; put a newer one into its Secret", s.Serving, when(end, now)))

@@ -40,7 +40,7 @@ type RotatorConfig struct {
 	// Open keeps authorities open besides the trusted ones, and Opened tells of all
 	// that are open their roots, PEM, those's SHA-256, and why others are not.
 	Open   func([]rotation.Authority)
-	Opened func() (roots map[string]string, prints map[string][]string, failed map[string]string)
+	Opened func() map[string]rotation.Open
 	// Roles returns the goal that other objects of the cluster set, nil for none, and
 	// Told takes what came of it. Both may be nil.
 	Roles   func(context.Context, rotation.State) (*rotation.Goal, error)
@@ -139,12 +139,12 @@ func (r *Rotator) lead(ctx context.Context, now time.Time) (*rotation.State, err
 			text = string(want.JSON())
 		}
 	}
-	r.open(a.State, want)
+	r.cfg.Open(rotation.Opening(a.State, want))
 	seen, reports, err := MeshSeen(ctx, r.cfg.Cache, r.cfg.Lookup, now)
 	if err != nil {
 		return nil, err
 	}
-	seen.Roots, seen.Prints, seen.Failed = r.cfg.Opened()
+	seen.Open = r.cfg.Opened()
 	next, progress := rotation.Next(a.State, want, seen, now)
 	next.Record(seen, progress)
 	if err := r.write(ctx, a, next, text); err != nil {
@@ -161,36 +161,16 @@ func (r *Rotator) lead(ctx context.Context, now time.Time) (*rotation.State, err
 	return &next, nil
 }
 
-// open has those opened that the mesh does not trust yet.
-func (r *Rotator) open(s rotation.State, want rotation.Control) {
-	var also []rotation.Authority
-	add := func(g rotation.Goal) {
-		for _, a := range g.All() {
-			if _, trusted := s.Find(a.Name); !trusted && a.Name != "" {
-				also = append(also, a)
-			}
-		}
-	}
-	add(want.Goal)
-	if s.Rotation != nil {
-		add(s.Rotation.Goal)
-		if want.Undo {
-			add(s.Rotation.Previous)
-		}
-	}
-	r.cfg.Open(also)
-}
-
 // create writes the state of a mesh that starts, as soon as its authority is open;
 // of one whose ConfigMap somebody deleted, the state that it had.
 func (r *Rotator) create(ctx context.Context) error {
 	state := r.last
 	if state == nil {
-		roots, _, _ := r.cfg.Opened()
-		if roots[r.cfg.First.Name] == "" {
+		roots := r.cfg.Opened()[r.cfg.First.Name].Roots
+		if roots == "" {
 			return nil
 		}
-		first := rotation.NewState(r.cfg.First, roots[r.cfg.First.Name])
+		first := rotation.NewState(r.cfg.First, roots)
 		state = &first
 	}
 	m := &corev1.ConfigMap{

@@ -108,14 +108,14 @@ func (w *turning) rotator() (stop func()) {
 			defer mu.Unlock()
 			open = append(slices.Clone(also), builtIn("a", "old"), builtIn("b", "new"))
 		},
-		Opened: func() (map[string]string, map[string][]string, map[string]string) {
+		Opened: func() map[string]rotation.Open {
 			mu.Lock()
 			defer mu.Unlock()
-			roots, prints := map[string]string{}, map[string][]string{}
+			opened := map[string]rotation.Open{}
 			for _, a := range open {
-				roots[a.Name], prints[a.Name] = "PEM of "+a.Name, []string{a.Name}
+				opened[a.Name] = rotation.Open{Authority: a, Roots: "PEM of " + a.Name, Prints: []string{a.Name}}
 			}
-			return roots, prints, nil
+			return opened
 		},
 		Events: w.events, Log: testr.New(w.t).WithName("rotator"), Metrics: prometheus.NewRegistry(),
 	})

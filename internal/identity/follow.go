@@ -108,27 +108,28 @@ func (f *Follower) signal() {
 	}
 }
 
-// Seen returns the roots of each open authority as PEM and their SHA-256, by name,
-// and why others are not open. One that is fresh is open once it has signed.
-func (f *Follower) Seen() (roots map[string]string, prints map[string][]string, failed map[string]string) {
+// Seen returns the authorities that are open and those that failed, by name. One that
+// is fresh is open once it has signed.
+func (f *Follower) Seen() map[string]rotation.Open {
 	f.init()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	roots, prints, failed = map[string]string{}, map[string][]string{}, map[string]string{}
+	seen := map[string]rotation.Open{}
+	for name, failure := range f.failed {
+		seen[name] = rotation.Open{Authority: failure.authority, Failed: failure.why}
+	}
 	for name, running := range f.opened {
 		if running.untried {
 			continue
 		}
 		all := running.Issuer.Roots()
-		roots[name] = string(encodeCertificates(all...))
+		open := rotation.Open{Authority: running.Authority, Roots: string(encodeCertificates(all...))}
 		for _, root := range all {
-			prints[name] = append(prints[name], Print(root))
+			open.Prints = append(open.Prints, Print(root))
 		}
+		seen[name] = open
 	}
-	for name, failure := range f.failed {
-		failed[name] = failure.why
-	}
-	return roots, prints, failed
+	return seen
 }
 
 // Print is the SHA-256 of a certificate, in hex.

@@ -112,11 +112,11 @@ func TestFollower(t *testing.T) {
 	f.Also([]Authority{second})
 	deadline := time.After(20 * time.Second)
 	for roots := ""; roots == ""; {
-		all, prints, _ := f.Seen()
-		if roots = all["b"]; roots != "" {
+		known := f.Seen()["b"]
+		if roots = known.Roots; roots != "" {
 			s.Trusted = append(s.Trusted, rotation.Trusted{Authority: second, Roots: roots})
-			if len(prints["b"]) != 1 || len(prints["b"][0]) != 64 {
-				t.Errorf("prints are %v", prints)
+			if !known.Authority.Same(second) || len(known.Prints) != 1 || len(known.Prints[0]) != 64 {
+				t.Errorf("known is %+v", known)
 			}
 		}
 		select {
@@ -192,8 +192,8 @@ func TestFollowerTriesWhoIsToSign(t *testing.T) {
 	until := func(what string, ok func(roots, why string) bool) {
 		t.Helper()
 		eventually(t, what, func() error {
-			if roots, _, failed := f.Seen(); !ok(roots["b"], failed["b"]) {
-				return fmt.Errorf("its roots are %q, it failed because of %q", roots["b"], failed["b"])
+			if known := f.Seen()["b"]; !ok(known.Roots, known.Failed) {
+				return fmt.Errorf("its roots are %q, it failed because of %q", known.Roots, known.Failed)
 			}
 			return nil
 		})

@@ -50,12 +50,12 @@ func newMove(t *testing.T, home Home, to Authority, open func(ctx context.Contex
 func (m move) refused(t *testing.T, why string) {
 	t.Helper()
 	eventually(t, "the authority is refused", func() error {
-		roots, _, failed := m.Seen()
-		if roots[m.to.Name] != "" {
+		known := m.Seen()[m.to.Name]
+		if known.Roots != "" {
 			t.Fatalf("the mesh would move to an authority that does not sign; want it to say %s", why)
 		}
-		if !strings.Contains(failed[m.to.Name], why) {
-			return fmt.Errorf("it says %q; want %s", failed[m.to.Name], why)
+		if !strings.Contains(known.Failed, why) {
+			return fmt.Errorf("it says %q; want %s", known.Failed, why)
 		}
 		return nil
 	})
@@ -64,15 +64,14 @@ func (m move) refused(t *testing.T, why string) {
 // open waits until the mesh may move, and returns the roots that it would trust.
 func (m move) open(t *testing.T) string {
 	t.Helper()
-	var found string
+	var known rotation.Open
 	eventually(t, "the authority is open", func() error {
-		roots, _, failed := m.Seen()
-		if found = roots[m.to.Name]; found == "" {
-			return fmt.Errorf("it says %q", failed[m.to.Name])
+		if known = m.Seen()[m.to.Name]; known.Roots == "" {
+			return fmt.Errorf("it says %q", known.Failed)
 		}
 		return nil
 	})
-	return found
+	return known.Roots
 }
 
 // TestMoveToVaultThatDoesNotSign wants a mesh to stay where it is while Vault signs

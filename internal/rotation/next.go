@@ -71,6 +71,21 @@ func Next(s State, want Control, seen Seen, now time.Time) (State, Progress) {
 	return s, progress
 }
 
+// Opening are the authorities that the mesh is about to trust by what is wanted, and
+// that therefore have to be open. At rest there are none: what was undone is opened
+// anew when it is wanted again, because it may be another one behind the same words.
+func Opening(s State, want Control) []Authority {
+	s = s.clone()
+	begin(&s, want, time.Time{})
+	if s.Rotation == nil {
+		return nil
+	}
+	return slices.DeleteFunc(s.Rotation.Goal.All(), func(a Authority) bool {
+		_, trusted := s.Find(a.Name)
+		return trusted
+	})
+}
+
 // begin starts a rotation, or turns the one that is under way to another goal.
 func begin(s *State, want Control, now time.Time) {
 	goal := want.Goal
@@ -126,10 +141,10 @@ func (s State) waits(seen Seen) (Step, Progress) {
 
 func (s State) opening(a Authority, seen Seen) Progress {
 	p := Progress{What: "authority is open"}
-	if seen.Roots[a.Name] == "" {
+	if known := seen.open(a); known.Roots == "" {
 		p.Problem = "authority " + a.Name + " is not open yet"
-		if why := seen.Failed[a.Name]; why != "" {
-			p.Problem = fmt.Sprintf("authority %s cannot be opened: %s", a.Name, why)
+		if known.Failed != "" {
+			p.Problem = fmt.Sprintf("authority %s cannot be opened: %s", a.Name, known.Failed)
 		}
 	}
 	return p
@@ -244,8 +259,8 @@ func (s *State) advance(step Step, seen Seen, now time.Time) {
 	switch step {
 	case StepOpen:
 		for _, a := range goal.All() {
-			if _, ok := s.Find(a.Name); !ok && seen.Roots[a.Name] != "" {
-				s.Trusted = append(s.Trusted, Trusted{Authority: a, Roots: seen.Roots[a.Name], Since: s.Generation + 1})
+			if _, ok := s.Find(a.Name); !ok && seen.open(a).Roots != "" {
+				s.Trusted = append(s.Trusted, Trusted{Authority: a, Roots: seen.open(a).Roots, Since: s.Generation + 1})
 				s.Fading = slices.DeleteFunc(s.Fading, func(d string) bool { return d == a.TrustDomain })
 			}
 		}
@@ -317,7 +332,7 @@ func jump(s State, seen Seen, now time.Time) (State, Progress) {
 	if p := s.opening(goal.Sign, seen); p.Problem != "" {
 		return s, p
 	}
-	s.Trusted = []Trusted{{Authority: goal.Sign, Roots: seen.Roots[goal.Sign.Name], Used: true}}
+	s.Trusted = []Trusted{{Authority: goal.Sign, Roots: seen.open(goal.Sign).Roots, Used: true}}
 	s.Signing, s.Serving, s.Fading = goal.Sign.Name, goal.Sign.Name, nil
 	s.Generation++
 	s.Changed = now

@@ -2,148 +2,11 @@ package rotation
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 )
-
-func authority(name, domain string) Authority {
-	return Authority{Name: name, TrustDomain: domain, BuiltIn: &BuiltIn{Secret: name}}
-}
-
-// other is the root of somebody else that an authority has besides its own.
-const other = "other root of "
-
-// A world plays a mesh: what its pods trust and have, and whether they are there.
-type world struct {
-	t     *testing.T
-	state State
-	want  Control
-	now   time.Time
-	pods  []Pod
-	given map[string]Leaf // of pods that have their certificate from somebody else
-	away  map[string]bool
-	later []Unstarted
-	steps []string // of the state, as they came
-	down  map[string]bool
-	dead  map[string]bool // authorities that sign no more, and are known by their roots
-}
-
-func newWorld(t *testing.T, first Authority, pods int) *world {
-	w := &world{t: t, state: NewState(first, "PEM of "+first.Name), now: time.Unix(1000, 0), given: map[string]Leaf{}, away: map[string]bool{}, down: map[string]bool{}, dead: map[string]bool{}}
-	for i := range pods {
-		w.pods = append(w.pods, Pod{Name: fmt.Sprintf("shop/p%d", i), UID: fmt.Sprint(i), Connected: true, Trusts: 1, Leaf: &Leaf{Authority: first.Name, Domain: first.TrustDomain, Root: first.Name}})
-	}
-	w.want.Goal = w.state.Holds()
-	return w
-}
-
-func (w *world) seen() Seen {
-	seen := Seen{Roots: map[string]string{}, Prints: map[string][]string{}, Failed: map[string]string{}}
-	open := append(w.want.Goal.All(), w.state.Holds().All()...)
-	if w.state.Rotation != nil {
-		open = append(open, w.state.Rotation.Goal.All()...)
-	}
-	for _, a := range open {
-		if _, trusted := w.state.Find(a.Name); w.down[a.Name] || w.dead[a.Name] && !trusted {
-			seen.Failed[a.Name] = "it is sealed"
-			continue
-		}
-		seen.Roots[a.Name], seen.Prints[a.Name] = "PEM of "+a.Name, []string{a.Name, other + a.Name}
-	}
-	for _, p := range w.pods {
-		if w.away[p.Name] {
-			p = Pod{Name: p.Name, UID: p.UID}
-		}
-		seen.Pods = append(seen.Pods, p)
-	}
-	seen.Unstarted = w.later
-	seen.Unstarted = w.later
-	serving := w.state.Serving
-	seen.Replicas = []Replica{{Name: "a", Heard: true, Generation: w.state.Generation, Serving: serving}}
-	if w.dead[serving] { // one that was restarted has no certificate
-		serving = ""
-	}
-	seen.Replicas = append(seen.Replicas, Replica{Name: "restarted", Heard: true, Generation: w.state.Generation, Serving: serving})
-	return seen
-}
-
-// turn lets the elected replica act once, and then some of the pods follow. It
-// checks that nobody is cut who is not forced.
-func (w *world) turn(r *rand.Rand) Progress {
-	w.now = w.now.Add(settle)
-	next, progress := Next(w.state, w.want, w.seen(), w.now)
-	if step := fmt.Sprintf("%s: sign %s serve %s trust %s", phase(next), next.Signing, next.Serving, strings.Join(next.Names(), "+")); len(w.steps) == 0 || w.steps[len(w.steps)-1] != step {
-		w.steps = append(w.steps, step)
-	}
-	w.state = next
-	w.check()
-	for i := range w.pods {
-		if w.away[w.pods[i].Name] || r != nil && r.IntN(2) == 0 {
-			continue
-		}
-		signing, _ := w.state.Find(w.state.Signing)
-		w.pods[i].Trusts = w.state.Generation
-		if !w.dead[signing.Name] {
-			w.pods[i].Leaf = &Leaf{Authority: signing.Name, Domain: signing.TrustDomain, Root: signing.Name}
-		}
-		if leaf, ok := w.given[w.pods[i].Name]; ok {
-			w.pods[i].Leaf = &leaf
-		}
-	}
-	return progress
-}
-
-func phase(s State) Step {
-	if s.Rotation == nil {
-		return "rest"
-	}
-	return s.Rotation.Step
-}
-
-func (w *world) check() {
-	w.t.Helper()
-	signing, ok := w.state.Find(w.state.Signing)
-	if _, serving := w.state.Find(w.state.Serving); !ok || !serving {
-		w.t.Fatalf("somebody signs who is not trusted: %s", w.state.JSON())
-	}
-	for _, p := range w.pods {
-		if slices.Contains(w.want.Forced, p.Name) {
-			continue
-		}
-		if !w.seen().signedBy(p.Leaf, w.state, w.state.Names()...) {
-			w.t.Fatalf("%s is cut: its certificate is %+v; trusted are %v", p.Name, *p.Leaf, w.state.Names())
-		}
-		if signing.Used && p.Trusts < signing.Since {
-			w.t.Fatalf("%s would refuse its peers: %s signs and it trusts generation %d", p.Name, signing.Name, p.Trusts)
-		}
-	}
-}
-
-// run turns until the mesh is at rest. Whoever else gives certificates follows.
-func (w *world) run() {
-	w.t.Helper()
-	for range 100 {
-		for name := range w.given {
-			signing, _ := w.state.Find(w.state.Signing)
-			w.given[name] = given(signing)
-		}
-		w.turn(nil)
-		if w.state.Rotation == nil {
-			return
-		}
-	}
-	w.t.Fatalf("no rest: %s", w.state.JSON())
-}
-
-func (w *world) wantSteps(steps ...string) {
-	w.t.Helper()
-	if !slices.Equal(w.steps, steps) {
-		w.t.Errorf("the steps were\n  %s\nwant\n  %s", strings.Join(w.steps, "\n  "), strings.Join(steps, "\n  "))
-	}
-}
 
 func TestRotateRoot(t *testing.T) {
 	w := newWorld(t, authority("a", "d"), 3)
@@ -291,7 +154,10 @@ func TestProblems(t *testing.T) {
 func TestUnknownSignerCountsByItsRoot(t *testing.T) {
 	s := NewState(authority("a", "d"), "")
 	s.Trusted = append(s.Trusted, Trusted{Authority: authority("b", "d")}, Trusted{Authority: authority("c", "other")})
-	seen := Seen{Prints: map[string][]string{"a": {"r1"}, "b": {"r1", "r2"}, "c": {"r1"}}}
+	seen := Seen{Open: map[string]Open{
+		"a": {Authority: authority("a", "d"), Prints: []string{"r1"}}, "b": {Authority: authority("b", "d"), Prints: []string{"r1", "r2"}},
+		"c": {Authority: authority("c", "other"), Prints: []string{"r1"}},
+	}}
 	for name, tc := range map[string]struct {
 		leaf *Leaf
 		want bool
@@ -392,6 +258,61 @@ func TestCertificateOfAnAuthorityThatNeverSigned(t *testing.T) {
 	w.run()
 	if !slices.Equal(w.state.Names(), []string{"a"}) {
 		t.Errorf("trusted are %v", w.state.Names())
+	}
+}
+
+// TestUndoneGoalIsOpenedAnew holds that the key and the roots of a goal that was undone do
+// not come back when it is wanted again.
+func TestUndoneGoalIsOpenedAnew(t *testing.T) {
+	for turns := range 6 {
+		w := newWorld(t, authority("a", "d"), 2)
+		w.want.Goal = Goal{Sign: authority("b", "d")}
+		for range turns + 1 {
+			w.turn(nil)
+		}
+		if w.state.Rotation == nil {
+			continue
+		}
+		w.want.Undo = true
+		w.run()
+		w.turn(nil)
+		if opening := Opening(w.state, w.want); len(opening) > 0 {
+			t.Errorf("after %d turns and undoing, there is still opened %v", turns, opening)
+		}
+		w.keys["b"] = ", another"
+		w.want.Undo = false
+		w.run()
+		if got, _ := w.state.Find("b"); w.state.Signing != "b" || got.Roots != "PEM of b, another" {
+			t.Errorf("after %d turns and undoing, %s signs, and b is trusted by %q", turns, w.state.Signing, got.Roots)
+		}
+	}
+}
+
+func TestOpening(t *testing.T) {
+	a, b, c := authority("a", "d"), authority("b", "d"), authority("c", "d")
+	rest := NewState(a, "")
+	under := NewState(a, "")
+	under.Rotation = &Rotation{Goal: Goal{Sign: b}, Previous: Goal{Sign: a}, Step: StepOpen}
+	left := NewState(b, "")
+	left.Rotation = &Rotation{Goal: Goal{Sign: b}, Previous: Goal{Sign: a}, Step: StepNarrow}
+	for name, tc := range map[string]struct {
+		s    State
+		want Control
+		open []Authority
+	}{
+		"nothing is wanted":           {rest, Control{}, nil},
+		"what holds":                  {rest, Control{Goal: Goal{Sign: a}}, nil},
+		"another":                     {rest, Control{Goal: Goal{Sign: b, Also: []Authority{a, c}}}, []Authority{b, c}},
+		"what was undone":             {rest, Control{Goal: Goal{Sign: b}, Undo: true}, nil},
+		"under way":                   {under, Control{Goal: Goal{Sign: b}}, []Authority{b}},
+		"under way, to another":       {under, Control{Goal: Goal{Sign: c}}, []Authority{c}},
+		"under way, nothing is said":  {under, Control{}, []Authority{b}},
+		"under way, and to be undone": {under, Control{Goal: Goal{Sign: b}, Undo: true}, nil},
+		"back to one that is left":    {left, Control{Goal: Goal{Sign: b}, Undo: true}, []Authority{a}},
+	} {
+		if got := Opening(tc.s, tc.want); !slices.EqualFunc(got, tc.open, func(a, b Authority) bool { return a.Name == b.Name }) {
+			t.Errorf("%s: %v are to be open; want %v", name, got, tc.open)
+		}
 	}
 }
 

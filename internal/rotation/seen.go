@@ -45,12 +45,27 @@ type Seen struct {
 	Replicas []Replica
 	// Unstarted are the pods that will run.
 	Unstarted []Unstarted
-	// Roots are those of the authorities that this replica has opened, PEM, and
-	// Prints the SHA-256 of each of them, by name.
-	Roots  map[string]string
-	Prints map[string][]string
-	// Failed says why an authority could not be opened.
-	Failed map[string]string
+	// Open are the authorities that this replica has opened, or tried to, by name.
+	Open map[string]Open
+}
+
+// An Open authority is one that the elected replica has opened, or tried to.
+type Open struct {
+	Authority Authority
+	// Roots are PEM, and Prints the SHA-256 of each; none where it is not open.
+	Roots  string
+	Prints []string
+	// Failed says why it could not be opened.
+	Failed string
+}
+
+// open returns what is known of an authority, and nothing of another one that has or
+// had its name.
+func (seen Seen) open(a Authority) Open {
+	if o := seen.Open[a.Name]; o.Authority.Same(a) {
+		return o
+	}
+	return Open{}
 }
 
 // signedBy reports whether a leaf was signed by one of the named authorities. A
@@ -64,7 +79,7 @@ func (seen Seen) signedBy(leaf *Leaf, s State, names ...string) bool {
 	}
 	return slices.ContainsFunc(names, func(name string) bool {
 		t, ok := s.Find(name)
-		return ok && t.TrustDomain == leaf.Domain && slices.Contains(seen.Prints[name], leaf.Root)
+		return ok && t.TrustDomain == leaf.Domain && slices.Contains(seen.open(t.Authority).Prints, leaf.Root)
 	})
 }
 

@@ -171,7 +171,7 @@ func (s State) clone() State {
 // trusted authorities, and why a rotation does not go on.
 func (s *State) Record(seen Seen, progress Progress) {
 	for i, t := range s.Trusted {
-		if roots := seen.Roots[t.Name]; roots != "" {
+		if roots := seen.open(t.Authority).Roots; roots != "" {
 			s.Trusted[i].Roots = roots
 		}
 	}
