@@ -108,13 +108,14 @@ func (s *Serving) Ends() (authority string, end, above time.Time, err error) {
 func (s *Serving) Run(ctx context.Context, log logr.Logger) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	changed := s.authorities.Changed()
 	for {
-		changed := s.authorities.Changed()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
-		case <-changed:
+		case <-changed: // perhaps while the last certificate was being signed
+			changed = s.authorities.Changed()
 			if !s.stale() {
 				continue
 			}

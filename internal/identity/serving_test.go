@@ -144,6 +144,37 @@ func TestServingChangesItsAuthority(t *testing.T) {
 	}
 }
 
+// slow is an issuer that signs when it is told to.
+type slow struct {
+	*CA
+	asked, sign chan struct{}
+}
+
+func (s *slow) Issue(ctx context.Context, r *x509.CertificateRequest, t Template) ([]*x509.Certificate, error) {
+	s.asked <- struct{}{}
+	<-s.sign
+	return s.CA.Issue(ctx, r, t)
+}
+
+// TestServingHearsOfAChangeWhileItIsSigned holds that a certificate which another
+// authority should have signed by the time it is there is not kept until it is old.
+func TestServingHearsOfAChangeWhileItIsSigned(t *testing.T) {
+	old := &slow{CA: testCA(t), asked: make(chan struct{}), sign: make(chan struct{})}
+	authorities := authoritiesOf(old)
+	s := NewServing(authorities, "outrigger-system", time.Hour)
+	runServing(t, s)
+	<-old.asked
+	authorities.Set(alone("second", trustDomain, testCA(t)))
+	close(old.sign)
+	eventually(t, "the second authority signs", func() error {
+		by, _, _, err := s.Ends()
+		if err == nil && by != "second" {
+			err = errors.New("it is signed by " + by)
+		}
+		return err
+	})
+}
+
 // caOfDomain is the same authority, signing for another trust domain.
 func caOfDomain(t testing.TB, ca *CA, domain string) *CA {
 	t.Helper()
