@@ -21,11 +21,12 @@ type generations struct {
 }
 
 // published says that a snapshot with this trust is about to be given to proxies.
+// Where generations begin anew, what was acknowledged before says nothing of them.
 func (g *generations) published(key string, generation int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.of == nil {
-		g.of = map[string]int64{}
+	if g.of == nil || generation < g.last { // somebody restored what was before
+		g.of, g.keys, g.last = map[string]int64{}, nil, generation
 	}
 	if _, ok := g.of[key]; !ok {
 		g.keys = append(g.keys, key)

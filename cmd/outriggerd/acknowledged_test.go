@@ -25,3 +25,24 @@ func TestGenerations(t *testing.T) {
 		t.Errorf("%d and %d keys are kept; want %d, the newest", len(g.of), len(g.keys), keptKeys)
 	}
 }
+
+// TestGenerationsThatGoBack holds that nobody counts as trusting what comes, when the
+// state of the authorities is restored from a backup.
+func TestGenerationsThatGoBack(t *testing.T) {
+	var g generations
+	g.published("old", 8)
+	g.published("both", 9)
+	g.published("old", 3)
+	for key, want := range map[string]int64{"old": 3, "both": 0} {
+		if got := g.generation(key); got != want {
+			t.Errorf("a proxy that acknowledged %q is at generation %d; want %d", key, got, want)
+		}
+	}
+	if g.newest() != 3 {
+		t.Errorf("the newest is %d; want 3", g.newest())
+	}
+	g.published("both", 4)
+	if got := g.generation("both"); got != 4 || len(g.keys) != 2 {
+		t.Errorf("afterwards a proxy is at generation %d, of keys %v; want 4", got, g.keys)
+	}
+}
