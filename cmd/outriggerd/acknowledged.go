@@ -60,17 +60,23 @@ func (p *plane) known() []rotation.Known {
 	for _, state := range p.xds.Proxies() {
 		byUID[state.Proxy.UID] = rotation.Known{
 			UID: state.Proxy.UID, Connected: true, Trusts: p.acknowledged.generation(state.Trust), At: state.Since,
-			Leaf: &rotation.Leaf{Domain: state.TrustDomain, Root: state.Root, End: state.NotAfter},
+			Leaf: &rotation.Leaf{Domain: state.TrustDomain, Roots: state.Roots, End: state.NotAfter},
 		}
 	}
 	for _, issued := range p.xds.Issued() {
 		known, connected := byUID[issued.UID]
-		same := connected && known.Leaf.Root == issued.Root && known.Leaf.End.Equal(issued.NotAfter)
+		same := connected && shareRoot(known.Leaf.Roots, issued.Roots) && known.Leaf.End.Equal(issued.NotAfter)
 		if !connected || same || issued.Signed.After(known.At) {
 			known.UID, known.At = issued.UID, issued.Signed
-			known.Leaf = &rotation.Leaf{Authority: issued.Authority, Root: issued.Root, End: issued.NotAfter}
+			known.Leaf = &rotation.Leaf{Authority: issued.Authority, Roots: issued.Roots, End: issued.NotAfter}
 		}
 		byUID[issued.UID] = known
 	}
 	return slices.Collect(maps.Values(byUID))
+}
+
+// shareRoot reports whether two certificates lead to one root at least. What they lead to
+// changes with what is trusted.
+func shareRoot(a, b []string) bool {
+	return slices.ContainsFunc(a, func(root string) bool { return slices.Contains(b, root) })
 }

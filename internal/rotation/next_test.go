@@ -21,6 +21,17 @@ func TestRotateRoot(t *testing.T) {
 	w.wantSteps("rest: sign b serve b trust b")
 }
 
+// TestRenewedRoot holds that a mesh moves to a root that was renewed with its key, which
+// vouches for the same certificates as the one of before.
+func TestRenewedRoot(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 3)
+	w.want.Goal = Goal{Sign: authority("a-renewed", "d")}
+	w.run()
+	if !slices.Equal(w.state.Names(), []string{"a-renewed"}) {
+		t.Errorf("at rest at %s", w.state.JSON())
+	}
+}
+
 func TestRotateTrustDomain(t *testing.T) {
 	w := newWorld(t, authority("a", "old"), 3)
 	w.want.Goal = Goal{Sign: authority("b", "new")}
@@ -162,14 +173,15 @@ func TestUnknownSignerCountsByItsRoot(t *testing.T) {
 		leaf *Leaf
 		want bool
 	}{
-		"known":                  {&Leaf{Authority: "b"}, true},
-		"known to be another's":  {&Leaf{Authority: "a", Domain: "d", Root: "r1"}, false},
-		"a root of its own":      {&Leaf{Domain: "d", Root: "r2"}, true},
-		"a root that both have":  {&Leaf{Domain: "d", Root: "r1"}, true},
-		"another root":           {&Leaf{Domain: "d", Root: "r3"}, false},
-		"another trust domain":   {&Leaf{Domain: "other", Root: "r1"}, false},
-		"nobody knows the leaf":  {nil, false},
-		"it says nothing at all": {&Leaf{}, false},
+		"known":                   {&Leaf{Authority: "b"}, true},
+		"known to be another's":   {&Leaf{Authority: "a", Domain: "d", Roots: []string{"r1"}}, false},
+		"a root with the old key": {&Leaf{Domain: "d", Roots: []string{"r0", "r2"}}, true},
+		"a root of its own":       {&Leaf{Domain: "d", Roots: []string{"r2"}}, true},
+		"a root that both have":   {&Leaf{Domain: "d", Roots: []string{"r1"}}, true},
+		"another root":            {&Leaf{Domain: "d", Roots: []string{"r3"}}, false},
+		"another trust domain":    {&Leaf{Domain: "other", Roots: []string{"r1"}}, false},
+		"nobody knows the leaf":   {nil, false},
+		"it says nothing at all":  {&Leaf{}, false},
 	} {
 		if got := seen.signedBy(tc.leaf, s, "b"); got != tc.want {
 			t.Errorf("%s: counts %t; want %t", name, got, tc.want)
@@ -189,23 +201,23 @@ func TestCertificateFromSomebodyElse(t *testing.T) {
 	}{
 		"root": {
 			goal:  Goal{Sign: authority("b", "old")},
-			wrong: []Leaf{{Domain: "old", Root: other + "a"}, {Domain: "new", Root: other + "b"}},
+			wrong: []Leaf{{Domain: "old", Roots: []string{other + "a"}}, {Domain: "new", Roots: []string{other + "b"}}},
 			steps: []string{"serve", "narrow", "rest"}, names: []string{"b"},
 		},
 		"trust domain": {
 			goal:  Goal{Sign: authority("b", "new")},
-			wrong: []Leaf{{Domain: "old", Root: other + "a"}, {Domain: "new", Root: other + "a"}, {Domain: "old", Root: other + "b"}},
+			wrong: []Leaf{{Domain: "old", Roots: []string{other + "a"}}, {Domain: "new", Roots: []string{other + "a"}}, {Domain: "old", Roots: []string{other + "b"}}},
 			steps: []string{"serve", "narrow", "forget", "rest"}, names: []string{"b"},
 		},
 		"one of several trust domains": {
 			goal:  Goal{Sign: authority("b", "new"), Also: []Authority{authority("c", "third")}},
-			wrong: []Leaf{{Domain: "old", Root: other + "a"}, {Domain: "third", Root: other + "b"}},
+			wrong: []Leaf{{Domain: "old", Roots: []string{other + "a"}}, {Domain: "third", Roots: []string{other + "b"}}},
 			steps: []string{"serve", "narrow", "forget", "rest"}, names: []string{"b", "c"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, authority("a", "old"), 3)
-			first := Leaf{Domain: "old", Root: other + "a"}
+			first := Leaf{Domain: "old", Roots: []string{other + "a"}}
 			w.given, w.pods[1].Leaf = map[string]Leaf{"shop/p1": first}, &first
 			w.want.Goal = tc.goal
 			var progress Progress
@@ -223,7 +235,7 @@ func TestCertificateFromSomebodyElse(t *testing.T) {
 			if want := (Behind{"shop/p1", "its certificate is not new yet"}); !slices.Equal(progress.Behind, []Behind{want}) {
 				t.Errorf("behind are %+v; want %+v", progress.Behind, want)
 			}
-			w.steps, w.given["shop/p1"] = nil, Leaf{Domain: tc.goal.Sign.TrustDomain, Root: other + "b"}
+			w.steps, w.given["shop/p1"] = nil, Leaf{Domain: tc.goal.Sign.TrustDomain, Roots: []string{other + "b"}}
 			w.run()
 			var steps []string
 			for _, line := range w.steps[1:] {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -56,9 +57,9 @@ type Known struct {
 // Gather makes the groups of a report.
 func Gather(all []Known) []Group {
 	type key struct {
-		trusts                  int64
-		connected               bool
-		authority, domain, root string
+		trusts                   int64
+		connected                bool
+		authority, domain, roots string
 	}
 	groups := map[key]*Group{}
 	all = slices.Clone(all)
@@ -66,7 +67,7 @@ func Gather(all []Known) []Group {
 	for _, known := range all {
 		k := key{trusts: known.Trusts, connected: known.Connected}
 		if known.Leaf != nil {
-			k.authority, k.domain, k.root = known.Leaf.Authority, known.Leaf.Domain, known.Leaf.Root
+			k.authority, k.domain, k.roots = known.Leaf.Authority, known.Leaf.Domain, strings.Join(known.Leaf.Roots, " ")
 		}
 		group := groups[k]
 		if group == nil {

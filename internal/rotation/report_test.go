@@ -44,7 +44,7 @@ func TestReportOfTenThousandPodsFits(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test
 	var all []Known
 	for range 10_000 {
-		all = append(all, Known{UID: fmt.Sprintf("%08x-%04x-4%03x-%04x-%012x", r.Uint32(), r.IntN(1<<16), r.IntN(1<<12), r.IntN(1<<16), r.Int64N(1<<48)), Connected: true, Trusts: 7, Leaf: &Leaf{Authority: "outrigger-ca", Domain: "cluster.local", Root: strings.Repeat("ab", 32)}})
+		all = append(all, Known{UID: fmt.Sprintf("%08x-%04x-4%03x-%04x-%012x", r.Uint32(), r.IntN(1<<16), r.IntN(1<<12), r.IntN(1<<16), r.Int64N(1<<48)), Connected: true, Trusts: 7, Leaf: &Leaf{Authority: "outrigger-ca", Domain: "cluster.local", Roots: []string{strings.Repeat("ab", 32)}}})
 	}
 	packed, err := Report{Replica: "outriggerd-1", Groups: Gather(all)}.Encode()
 	if err != nil || len(packed) > 512<<10 {

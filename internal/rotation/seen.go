@@ -9,9 +9,10 @@ import (
 type Leaf struct {
 	// Authority that signed it; empty where that is not known any more.
 	Authority string `json:"authority,omitempty"`
-	// Domain is its trust domain, Root the SHA-256 of the root that it led to, in hex.
+	// Domain is its trust domain, Roots the SHA-256 of the roots that it led to, in hex,
+	// sorted: there are several where a root was renewed with its key.
 	Domain string    `json:"domain,omitempty"`
-	Root   string    `json:"root,omitempty"`
+	Roots  []string  `json:"roots,omitempty"`
 	End    time.Time `json:"end,omitzero"`
 }
 
@@ -69,7 +70,7 @@ func (seen Seen) open(a Authority) Open {
 }
 
 // signedBy reports whether a leaf was signed by one of the named authorities. A
-// leaf of which nobody knows who signed it counts by the root that it leads to.
+// leaf of which nobody knows who signed it counts by the roots that it leads to.
 func (seen Seen) signedBy(leaf *Leaf, s State, names ...string) bool {
 	if leaf == nil {
 		return false
@@ -79,7 +80,9 @@ func (seen Seen) signedBy(leaf *Leaf, s State, names ...string) bool {
 	}
 	return slices.ContainsFunc(names, func(name string) bool {
 		t, ok := s.Find(name)
-		return ok && t.TrustDomain == leaf.Domain && slices.Contains(seen.open(t.Authority).Prints, leaf.Root)
+		return ok && t.TrustDomain == leaf.Domain && slices.ContainsFunc(seen.open(t.Authority).Prints, func(print string) bool {
+			return slices.Contains(leaf.Roots, print)
+		})
 	})
 }
 

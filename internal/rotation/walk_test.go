@@ -14,7 +14,7 @@ func TestAnyOrder(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test
 		w := newWorld(t, authority("a", "one"), 4)
-		all := []Authority{authority("a", "one"), authority("b", "one"), authority("c", "two"), {Name: "c", TrustDomain: "two", BuiltIn: &BuiltIn{Secret: "other-c"}}}
+		all := []Authority{authority("a", "one"), authority("a-renewed", "one"), authority("b", "one"), authority("c", "two"), {Name: "c", TrustDomain: "two", BuiltIn: &BuiltIn{Secret: "other-c"}}}
 		for range 60 {
 			switch r.IntN(8) {
 			case 0:
@@ -75,4 +75,4 @@ func (w *world) give(i int, t Trusted) {
 	w.given[w.pods[i].Name], w.pods[i].Leaf = leaf, &leaf
 }
 
-func given(t Trusted) Leaf { return Leaf{Domain: t.TrustDomain, Root: other + t.Name} }
+func given(t Trusted) Leaf { return Leaf{Domain: t.TrustDomain, Roots: []string{other + t.Name}} }

@@ -39,7 +39,7 @@ type world struct {
 func newWorld(t *testing.T, first Authority, pods int) *world {
 	w := &world{t: t, state: NewState(first, "PEM of "+first.Name), now: time.Unix(1000, 0), given: map[string]Leaf{}, opened: map[string]Open{}, keys: map[string]string{}, away: map[string]bool{}, down: map[string]bool{}, dead: map[string]bool{}}
 	for i := range pods {
-		w.pods = append(w.pods, Pod{Name: fmt.Sprintf("shop/p%d", i), UID: fmt.Sprint(i), Connected: true, Trusts: 1, Leaf: &Leaf{Authority: first.Name, Domain: first.TrustDomain, Root: first.Name}})
+		w.pods = append(w.pods, Pod{Name: fmt.Sprintf("shop/p%d", i), UID: fmt.Sprint(i), Connected: true, Trusts: 1, Leaf: &Leaf{Authority: first.Name, Domain: first.TrustDomain, Roots: []string{first.Name}}})
 	}
 	w.want.Goal = w.state.Holds()
 	return w
@@ -110,7 +110,10 @@ func (w *world) turn(r *rand.Rand) Progress {
 		signing, _ := w.state.Find(w.state.Signing)
 		w.pods[i].Trusts = w.state.Generation
 		if !w.dead[signing.Name] {
-			w.pods[i].Leaf = &Leaf{Authority: signing.Name, Domain: signing.TrustDomain, Root: signing.Name}
+			w.pods[i].Leaf = w.leaf(signing)
+			if i%2 == 1 { // of the other half nobody knows who signed
+				w.pods[i].Leaf.Authority = signing.Name
+			}
 		}
 		if leaf, ok := w.given[w.pods[i].Name]; ok {
 			w.pods[i].Leaf = &leaf
@@ -118,6 +121,21 @@ func (w *world) turn(r *rand.Rand) Progress {
 	}
 	return progress
 }
+
+// leaf is a certificate of an authority, as it is known by the trusted roots that vouch
+// for it.
+func (w *world) leaf(by Trusted) *Leaf {
+	leaf := &Leaf{Domain: by.TrustDomain}
+	for _, t := range w.state.Trusted {
+		if t.TrustDomain == by.TrustDomain && key(t.Name) == key(by.Name) {
+			leaf.Roots = append(leaf.Roots, t.Name)
+		}
+	}
+	return leaf
+}
+
+// key is of an authority's root; "a-renewed" is a root that was renewed with the key of a.
+func key(name string) string { return strings.TrimSuffix(name, "-renewed") }
 
 func phase(s State) Step {
 	if s.Rotation == nil {

@@ -45,10 +45,10 @@ type proxyStatus struct {
 	// Target is the version that the proxy should have; empty while no snapshot
 	// has the pod.
 	Target string `json:"target,omitempty"`
-	// Trust, TrustDomain, Root and NotAfter are as in ProxyState.
+	// Trust, TrustDomain, Roots and NotAfter are as in ProxyState.
 	Trust       string    `json:"trust,omitempty"`
 	TrustDomain string    `json:"trustDomain"`
-	Root        string    `json:"root"`
+	Roots       []string  `json:"roots"`
 	NotAfter    time.Time `json:"notAfter"`
 	// Acknowledged holds the version that the proxy has, by type.
 	Acknowledged map[string]string `json:"acknowledged,omitempty"`
@@ -61,7 +61,7 @@ func (p *proxy) status() proxyStatus {
 	status := proxyStatus{
 		Proxy: p.id.String(), Identity: p.identity.String(), Address: p.address, TLS: p.tls, Since: p.opened,
 		Acknowledged: map[string]string{}, LastRefusal: p.nack,
-		Trust: p.trust, TrustDomain: p.shown.trustDomain, Root: p.shown.root, NotAfter: p.shown.ends,
+		Trust: p.trust, TrustDomain: p.shown.trustDomain, Roots: p.shown.roots, NotAfter: p.shown.ends,
 	}
 	if p.target != nil {
 		status.Target = p.target.Version()

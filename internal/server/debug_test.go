@@ -32,7 +32,7 @@ func TestDebug(t *testing.T) {
 		code int
 		say  []string
 	}{
-		"Proxies":      {"/debug/proxies", 200, []string{"proxy: town/a-1/uid-a-1", "identity: town/a", "address: 127.0.0.1", "trustDomain: cluster.local", "root: "}},
+		"Proxies":      {"/debug/proxies", 200, []string{"proxy: town/a-1/uid-a-1", "identity: town/a", "address: 127.0.0.1", "trustDomain: cluster.local", "roots:"}},
 		"Certificates": {"/debug/certificates", 200, []string{"[]"}},
 		"Snapshot":     {"/debug/snapshot", 200, []string{"trustDomain: cluster.local", "serviceAccount: shop"}},
 		"View":         {"/debug/view?proxy=town/a-1", 200, []string{"outbound:", "name: shop"}},

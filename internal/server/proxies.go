@@ -19,10 +19,10 @@ type ProxyState struct {
 	// Trust is the key of the [mesh.Trust] that everything which its Envoy
 	// acknowledged says; empty while it has acknowledged none as a whole.
 	Trust string `json:"trust,omitempty"`
-	// TrustDomain and Root are where the certificate of its connection leads to; Root
-	// is the SHA-256 of the root's DER. NotAfter is when that certificate ends.
+	// TrustDomain and Roots are where the certificate of its connection leads to; Roots
+	// are the SHA-256 of their DER, sorted. NotAfter is when that certificate ends.
 	TrustDomain string    `json:"trustDomain"`
-	Root        string    `json:"root"`
+	Roots       []string  `json:"roots"`
 	NotAfter    time.Time `json:"notAfter"`
 	// Since is when it connected, and showed that certificate.
 	Since time.Time `json:"since"`
@@ -49,7 +49,7 @@ func (s *Server) Proxies() []ProxyState {
 func (p *proxy) state() ProxyState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return ProxyState{Proxy: p.id, Trust: p.trust, TrustDomain: p.shown.trustDomain, Root: p.shown.root, NotAfter: p.shown.ends, Since: p.opened}
+	return ProxyState{Proxy: p.id, Trust: p.trust, TrustDomain: p.shown.trustDomain, Roots: p.shown.roots, NotAfter: p.shown.ends, Since: p.opened}
 }
 
 // trusts returns the key of the trust that everything says which the proxy has
@@ -81,7 +81,7 @@ type Issued struct {
 	UID        string    `json:"uid"`
 	Authority  string    `json:"authority"`
 	Generation string    `json:"generation,omitempty"`
-	Root       string    `json:"root"` // SHA-256 of its DER
+	Roots      []string  `json:"roots"` // SHA-256 of their DER, sorted
 	NotAfter   time.Time `json:"notAfter"`
 	Signed     time.Time `json:"signed"` // when that was
 }
@@ -123,7 +123,7 @@ func (s *Server) note(signed signing.Signed) error {
 	if len(s.issued) < maxIssued || s.issued[uid].UID != "" {
 		s.issued[uid] = Issued{
 			UID: uid, Authority: signed.By.GetName(), Generation: signed.By.GetGeneration(),
-			Root: v.root, NotAfter: v.ends, Signed: time.Now(),
+			Roots: v.roots, NotAfter: v.ends, Signed: time.Now(),
 		}
 	}
 	s.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ type vouched struct {
 	chain       []*x509.Certificate // leaf first, as it was shown
 	identity    mesh.Identity
 	trustDomain string
-	root        string // SHA-256 of its DER, in hexadecimal digits
+	roots       []string // SHA-256 of the DER of each that it leads to, in hexadecimal digits, sorted
 	ends        time.Time
 }
 
@@ -117,8 +118,7 @@ func (t *trust) verify(chain []*x509.Certificate) (vouched, error) {
 			break
 		}
 		way := chains[0]
-		root := way[len(way)-1]
-		return vouched{chain: chain, identity: identity, trustDomain: d.name, root: fingerprint(root.Raw), ends: end(way[:len(way)-1])}, nil
+		return vouched{chain: chain, identity: identity, trustDomain: d.name, roots: rootsOf(chains), ends: end(way[:len(way)-1])}, nil
 	}
 	return vouched{}, err
 }
@@ -134,6 +134,17 @@ func (t *trust) messages() ([]*signing.TrustDomain, error) {
 		out[i] = &signing.TrustDomain{Name: d.name, Roots: d.roots}
 	}
 	return out, nil
+}
+
+// rootsOf names the roots of chains: a root that was renewed with its key, and the one
+// of before, vouch for the same certificates.
+func rootsOf(chains [][]*x509.Certificate) []string {
+	var roots []string
+	for _, way := range chains {
+		roots = append(roots, fingerprint(way[len(way)-1].Raw))
+	}
+	slices.Sort(roots)
+	return slices.Compact(roots)
 }
 
 // fingerprint names a certificate.

@@ -48,7 +48,7 @@ func TestTrustVerifiesByDomain(t *testing.T) {
 			if v.trustDomain != tc.domain || (err == nil) != (tc.domain != "") {
 				t.Fatalf("accepted in %q, %v; want %q", v.trustDomain, err, tc.domain)
 			}
-			if err == nil && (v.identity != id || v.root != fingerprint(tc.ca.root.Raw) || !v.ends.Equal(leaf.NotAfter)) {
+			if err == nil && (v.identity != id || !slices.Equal(v.roots, []string{fingerprint(tc.ca.root.Raw)}) || !v.ends.Equal(leaf.NotAfter)) {
 				t.Errorf("it proves %+v", v)
 			}
 		})
@@ -63,6 +63,25 @@ func TestTrustVerifiesByDomain(t *testing.T) {
 	c.trust(mesh.TrustDomain{Name: trustDomain, Bundle: "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"})
 	if _, err := trust.verify([]*x509.Certificate{parsed(t, old.leaf(t, id.URI(trustDomain), "", time.Hour))}); err == nil || !strings.Contains(err.Error(), trustDomain) {
 		t.Errorf("got %v; want an error that names the trust domain whose roots are damaged", err)
+	}
+}
+
+// TestRootThatWasRenewedWithItsKey holds that a certificate leads to both, whichever is
+// trusted first: a mesh that moves to the new one waits for certificates that lead there.
+func TestRootThatWasRenewedWithItsKey(t *testing.T) {
+	old := newTestCA(t)
+	new := testCAOf(t, old.key)
+	want := []string{fingerprint(old.root.Raw), fingerprint(new.root.Raw)}
+	slices.Sort(want)
+	leaf := parsed(t, new.leaf(t, mesh.Identity{Namespace: "town", ServiceAccount: "a"}.URI(trustDomain), "", time.Hour))
+	for _, bundle := range []string{old.bundle() + new.bundle(), new.bundle() + old.bundle()} {
+		c := credentialsOf(t, old)
+		c.trust(mesh.TrustDomain{Name: trustDomain, Bundle: bundle})
+		v, err := newTrust(c).verify([]*x509.Certificate{leaf})
+		must(t, err)
+		if !slices.Equal(v.roots, want) {
+			t.Errorf("it leads to %v; want both, %v", v.roots, want)
+		}
 	}
 }
 
@@ -82,7 +101,7 @@ func TestStreamsOfSeveralTrustDomains(t *testing.T) {
 	second := w.connect(t, new.leaf(t, pod.Identity.URI(newDomain), pod.ID.UID, time.Hour), pod.ID.String())
 	second.subscribe(xds.Cluster)
 	second.hear()
-	if got := w.Proxies(); len(got) != 1 || got[0].TrustDomain != newDomain || got[0].Root != fingerprint(new.root.Raw) || got[0].Proxy != pod.ID {
+	if got := w.Proxies(); len(got) != 1 || got[0].TrustDomain != newDomain || !slices.Equal(got[0].Roots, []string{fingerprint(new.root.Raw)}) || got[0].Proxy != pod.ID {
 		t.Errorf("want the newest stream of the pod, with the new root; got %+v", got)
 	}
 
@@ -176,7 +195,7 @@ func TestSignedCertificates(t *testing.T) {
 	must(t, sign(w.ca, "uid-of-another"))
 	must(t, sign(w.ca, pod.ID.UID))
 	issued := w.Issued()
-	if len(issued) != 2 || issued[0].UID != pod.ID.UID || issued[0].Authority != "built-in" || issued[0].Generation != "1" || issued[0].Root != fingerprint(w.ca.root.Raw) {
+	if len(issued) != 2 || issued[0].UID != pod.ID.UID || issued[0].Authority != "built-in" || issued[0].Generation != "1" || !slices.Equal(issued[0].Roots, []string{fingerprint(w.ca.root.Raw)}) {
 		t.Errorf("got %+v", issued)
 	}
 	if got := status.Code(e.end()); got != codes.Unavailable {
@@ -210,7 +229,7 @@ func TestSignedCertificates(t *testing.T) {
 	w.mu.Unlock()
 	must(t, sign(w.ca, "uid-0"))
 	must(t, sign(w.ca, "uid-too-many"))
-	if issued := w.Issued(); len(issued) != maxIssued || issued[0].UID != "uid-0" || issued[0].Root == "" {
+	if issued := w.Issued(); len(issued) != maxIssued || issued[0].UID != "uid-0" || len(issued[0].Roots) == 0 {
 		t.Errorf("%d are remembered, of at most %d; the first is %+v", len(issued), maxIssued, issued[0])
 	}
 }
@@ -295,7 +314,7 @@ func TestPodWithoutItsNameChangesItsTrustDomain(t *testing.T) {
 		e.subscribe(xds.Cluster)
 		e.hear()
 		i := slices.IndexFunc(w.Proxies(), func(s ProxyState) bool { return s.Proxy == pod.ID })
-		if i < 0 || w.Proxies()[i].TrustDomain != domain || w.Proxies()[i].Root != fingerprint(ca.root.Raw) {
+		if i < 0 || w.Proxies()[i].TrustDomain != domain || !slices.Equal(w.Proxies()[i].Roots, []string{fingerprint(ca.root.Raw)}) {
 			t.Errorf("the pod shows a certificate of %s; the server knows %+v", domain, w.Proxies())
 		}
 		return e
