@@ -18,7 +18,7 @@ import (
 
 const (
 	// While a rotation is under way everybody looks every two seconds, else once a
-	// minute. A report counts for ten times as long.
+	// minute. A report counts for ten times as long, and what clocks may differ by.
 	hurried, leisurely = 2 * time.Second, time.Minute
 	reportLife         = 10
 )

@@ -15,7 +15,7 @@ import (
 // A Report is what a replica of outriggerd knows of the pods that it serves. Ten
 // thousand pods fit into a ConfigMap.
 type Report struct {
-	// Replica is the pod that reports. What it says counts until Until.
+	// Replica is the pod that reports. What it says counts until Until, by its own clock.
 	Replica string    `json:"replica"`
 	Until   time.Time `json:"until"`
 	// Generation is the one that the replica follows, Serving the authority of its
@@ -124,6 +124,14 @@ func DecodeReport(packed []byte) (Report, error) {
 	return r, nil
 }
 
+// skew is how far apart the clocks of replicas may be. That a report counts for so much
+// longer does no harm: a replica that says nothing more stays at its generation, and what
+// a step does makes the next one.
+const skew = 5 * time.Minute
+
+// counts reports whether what a report says counts.
+func (r Report) counts(now time.Time) bool { return now.Before(r.Until.Add(skew)) }
+
 // Merge says of each pod what the reports know of it together, and of each replica
 // whether it was heard. Reports that are over, or of replicas that do not run, are
 // ignored. Where several replicas know a leaf, the one that was seen last counts.
@@ -135,7 +143,7 @@ func Merge(pods []Pod, replicas []string, reports []Report, now time.Time) Seen 
 	}
 	for _, name := range replicas {
 		replica := Replica{Name: name}
-		i := slices.IndexFunc(reports, func(r Report) bool { return r.Replica == name && now.Before(r.Until) })
+		i := slices.IndexFunc(reports, func(r Report) bool { return r.Replica == name && r.counts(now) })
 		if i >= 0 {
 			replica.Heard, replica.Generation, replica.Serving = true, reports[i].Generation, reports[i].Serving
 			reports[i].tell(seen.Pods, at)
@@ -195,7 +203,7 @@ func SoonestEnds(reports []Report, seen Seen, now time.Time) Ends {
 		}
 	}
 	for _, r := range reports {
-		if now.Before(r.Until) && slices.ContainsFunc(seen.Replicas, func(replica Replica) bool { return replica.Name == r.Replica }) {
+		if r.counts(now) && slices.ContainsFunc(seen.Replicas, func(replica Replica) bool { return replica.Name == r.Replica }) {
 			sooner(&ends.Intermediate, r.IntermediateEnd)
 			sooner(&ends.Serving, r.ServingEnd)
 		}

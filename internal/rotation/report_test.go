@@ -19,7 +19,7 @@ func TestReport(t *testing.T) {
 		t.Errorf("groups are %+v", one.Groups)
 	}
 	two := Report{Replica: "r2", Until: now.Add(time.Minute), Generation: 2, Groups: Gather([]Known{{UID: "1", Leaf: fresh, At: now.Add(time.Second)}})}
-	stale := Report{Replica: "r3", Until: now.Add(-time.Minute), Groups: Gather([]Known{{UID: "3", Connected: true, Trusts: 3}})}
+	stale := Report{Replica: "r3", Until: now.Add(-2 * skew), Groups: Gather([]Known{{UID: "3", Connected: true, Trusts: 3}})}
 	gone := Report{Replica: "r4", Until: now.Add(time.Minute), Groups: Gather([]Known{{UID: "3", Connected: true, Trusts: 3}})}
 	packed, err := one.Encode()
 	if err != nil {
@@ -37,6 +37,20 @@ func TestReport(t *testing.T) {
 	}
 	if r := seen.Replicas; !r[0].Heard || !r[1].Heard || r[2].Heard || r[0].Serving != "a" {
 		t.Errorf("replicas: %+v", r)
+	}
+}
+
+// TestReportOfAReplicaWhoseClockIsBehind holds that clocks which are minutes apart stop no
+// rotation, although a report counts for seconds while one is under way.
+func TestReportOfAReplicaWhoseClockIsBehind(t *testing.T) {
+	now := time.Unix(5000, 0)
+	r := Report{Replica: "r1", Until: now.Add(20*time.Second - 4*time.Minute), Generation: 3, ServingEnd: now.Add(time.Hour)}
+	seen := Merge(nil, []string{"r1"}, []Report{r}, now)
+	if len(seen.Replicas) != 1 || !seen.Replicas[0].Heard || seen.Replicas[0].Generation != 3 {
+		t.Errorf("the replica is %+v; want it to be heard", seen.Replicas)
+	}
+	if ends := SoonestEnds([]Report{r}, seen, now); !ends.Serving.Equal(r.ServingEnd) {
+		t.Errorf("its certificate ends at %s; want %s", ends.Serving, r.ServingEnd)
 	}
 }
 
