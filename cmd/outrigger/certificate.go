@@ -262,8 +262,12 @@ The exit status is 0 when the rotation is done, 2 when watching ended before.`,
 				}
 			}
 			return a.want(cmd, func(now controller.Authorities, want *rotation.Control) error {
+				forced, err := a.pods(cmd.Context(), force)
+				if err != nil {
+					return err
+				}
 				if len(force) > 0 && t == (target{}) && now.State.Rotation != nil {
-					want.Forced = union(want.Forced, force)
+					want.Forced = union(want.Forced, forced)
 					return nil
 				}
 				if err := a.undecided(cmd.Context(), now); err != nil {
@@ -276,7 +280,7 @@ The exit status is 0 when the rotation is done, 2 when watching ended before.`,
 				if err != nil {
 					return err
 				}
-				*want = rotation.Control{Goal: rotation.Goal{Sign: next}, By: a.who(cmd.Context()), Forced: force, Chart: t.chart}
+				*want = rotation.Control{Goal: rotation.Goal{Sign: next}, By: a.who(cmd.Context()), Forced: forced, Chart: t.chart}
 				return nil
 			})
 		},
@@ -286,6 +290,21 @@ The exit status is 0 when the rotation is done, 2 when watching ended before.`,
 	t.addFlags(cmd)
 	cmd.Flags().StringSliceVar(&force, "force", nil, "do not wait for this pod, NAMESPACE/POD; may be repeated. After a change of the trust domain delete it, so that it is made anew")
 	return cmd
+}
+
+// pods returns names of pods with their uids: what people say of a pod, they do not say
+// of the next one of its name.
+func (a *authorities) pods(ctx context.Context, names []string) ([]string, error) {
+	var out []string
+	for _, name := range names {
+		namespace, pod, _ := strings.Cut(name, "/")
+		found := &corev1.Pod{}
+		if err := a.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pod}, found); err != nil {
+			return nil, fmt.Errorf("look for the pod of --force %s: %w", name, err)
+		}
+		out = append(out, name+"@"+string(found.UID))
+	}
+	return out, nil
 }
 
 func union(a, b []string) []string {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -16,7 +17,8 @@ type Control struct {
 	Goal   Goal   `json:"goal,omitzero"`
 	By     string `json:"by,omitempty"`
 	Paused bool   `json:"paused,omitempty"`
-	// Forced are pods, namespace/name, that nothing waits for.
+	// Forced are pods that nothing waits for: namespace/name, and @uid for that pod and
+	// none that comes after it by its name.
 	Forced []string `json:"forced,omitempty"`
 	// Undo goes back to what was there before the rotation that is under way.
 	Undo bool `json:"undo,omitempty"`
@@ -244,13 +246,21 @@ func (s State) count(step Step, seen Seen, what string, why judge) (Step, Progre
 	for _, pod := range seen.Pods {
 		p.Total++
 		behind := why(pod)
-		if behind == "" || slices.Contains(s.Rotation.Forced, pod.Name) {
+		if behind == "" || s.Rotation.forced(pod.Name, pod.UID) {
 			p.Done++
 			continue
 		}
 		p.behind(pod.Name, behind)
 	}
 	return step, p
+}
+
+// forced reports whether nothing waits for a pod.
+func (r Rotation) forced(name, uid string) bool {
+	return slices.ContainsFunc(r.Forced, func(entry string) bool {
+		forced, of, alone := strings.Cut(entry, "@")
+		return forced == name && (!alone || of == uid)
+	})
 }
 
 // advance does what the step has waited for.

@@ -65,6 +65,25 @@ func TestAwayBlocksUntilForced(t *testing.T) {
 	}
 }
 
+// TestForcedPodIsMadeAnew holds that nobody is passed by because a pod that had its name
+// was: one of a StatefulSet whose node died, say.
+func TestForcedPodIsMadeAnew(t *testing.T) {
+	w := newWorld(t, authority("a", "d"), 3)
+	w.want.Goal, w.away["shop/p1"], w.want.Forced = Goal{Sign: authority("b", "d")}, true, []string{"shop/p1@1"}
+	for w.state.Signing != "b" {
+		w.turn(nil)
+	}
+	w.away["shop/p1"], w.pods[1] = false, Pod{Name: "shop/p1", UID: "new", Connected: true, Trusts: w.state.Generation, Leaf: &Leaf{Authority: "a"}}
+	next, progress := Next(w.state, w.want, w.seen(), w.now.Add(time.Hour))
+	if want := (Behind{"shop/p1", "its certificate is not new yet"}); next.Serving != "a" || !slices.Equal(progress.Behind, []Behind{want}) {
+		t.Fatalf("outriggerd serves with %s, behind are %+v; want %+v", next.Serving, progress.Behind, want)
+	}
+	w.want.Forced = append(w.want.Forced, "shop/p1") // that one too, and whoever follows
+	if next, _ = Next(w.state, w.want, w.seen(), w.now.Add(time.Hour)); next.Serving != "b" {
+		t.Errorf("outriggerd serves with %s", next.Serving)
+	}
+}
+
 func TestUndoAtEachStep(t *testing.T) {
 	for turns := range 6 {
 		t.Run(fmt.Sprint(turns), func(t *testing.T) {

@@ -61,7 +61,7 @@ type Rotation struct {
 	// StepSince is when Step began.
 	StepSince time.Time `json:"stepSince,omitzero"`
 	Paused    bool      `json:"paused,omitempty"`
-	// Forced are pods, namespace/name, that nothing waits for.
+	// Forced are pods that nothing waits for, as in Control.
 	Forced []string `json:"forced,omitempty"`
 	// Problem is why it cannot go on, where that is not somebody who is behind.
 	Problem string `json:"problem,omitempty"`

@@ -29,7 +29,7 @@ func (s State) unstarted(seen Seen, p *Progress) {
 			continue
 		}
 		p.Total++
-		if slices.Contains(s.Rotation.Forced, pod.Name) {
+		if s.Rotation.forced(pod.Name, pod.UID) {
 			p.Done++
 			continue
 		}

@@ -158,7 +158,7 @@ func (w *world) check() {
 		}
 	}
 	for _, p := range w.pods {
-		if slices.Contains(w.want.Forced, p.Name) {
+		if (Rotation{Forced: w.want.Forced}).forced(p.Name, p.UID) {
 			continue
 		}
 		if !every.signedBy(p.Leaf, w.state, w.state.Names()...) {
