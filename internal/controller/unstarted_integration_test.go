@@ -25,7 +25,7 @@ func TestUnstartedPodsBlockAnotherTrustDomain(t *testing.T) {
 	always := corev1.ContainerRestartPolicyAlways
 	late := func(name string, args string) *corev1.Pod {
 		p := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name},
+			ObjectMeta: metav1.ObjectMeta{Namespace: w.shop, Name: name},
 			Spec: corev1.PodSpec{
 				InitContainers: []corev1.Container{{Name: injector.ProxyContainer, Image: "i", RestartPolicy: &always, Args: []string{"proxy", args}}},
 				Containers:     []corev1.Container{{Name: "app", Image: "i"}},
@@ -36,7 +36,7 @@ func TestUnstartedPodsBlockAnotherTrustDomain(t *testing.T) {
 	}
 	before := late("before", `{"trustDomain":"old"}`)
 	late("meanwhile", `{"trustDomain":"old","alsoTrusted":["new"]}`)
-	w.replica("outriggerd-1", []*corev1.Pod{w.pod("shop", "one", nil)})
+	w.replica("outriggerd-1", []*corev1.Pod{w.pod(w.shop, "one", nil)})
 	defer w.rotator()()
 	w.want(func(c *rotation.Control) { c.Goal = rotation.Goal{Sign: builtIn("b", "new")} })
 	eventually(t, "it waits for the pod that was made before", func() error {
@@ -46,7 +46,7 @@ func TestUnstartedPodsBlockAnotherTrustDomain(t *testing.T) {
 		}
 		p := w.read().State.Progress(seen)
 		if p.Done != 1 || p.Total != 2 || p.Replicas != 1 || !slices.ContainsFunc(p.Behind, func(b rotation.Behind) bool {
-			return b.Who == "shop/before" && strings.Contains(b.Why, "trust domain old alone")
+			return b.Who == w.shop+"/before" && strings.Contains(b.Why, "trust domain old alone")
 		}) {
 			return fmt.Errorf("%+v", p)
 		}
