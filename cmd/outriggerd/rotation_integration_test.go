@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -70,7 +71,7 @@ func TestRotation(t *testing.T) {
 			next.issue(t, "spiffe://mesh.new/ns/shop/sa/default"), old.issue(t, "spiffe://cluster.local/ns/shop/sa/default"))
 	})
 	m.proxy(func(c connected) bool {
-		return c.TrustDomain == "cluster.local" && c.Root == identity.Print(old.certificate)
+		return c.TrustDomain == "cluster.local" && slices.Equal(c.Roots, []string{identity.Print(old.certificate)})
 	})
 
 	m.eventually("the rotation is wanted", func() error {
@@ -97,7 +98,7 @@ func TestRotation(t *testing.T) {
 		t.Logf("%s after %s", step, time.Since(began).Round(time.Second))
 	}
 	m.proxy(func(c connected) bool {
-		return c.TrustDomain == "mesh.new" && c.Root == identity.Print(next.certificate)
+		return c.TrustDomain == "mesh.new" && slices.Equal(c.Roots, []string{identity.Print(next.certificate)})
 	})
 }
 

@@ -77,7 +77,10 @@ func (m *meshOnAPIServer) agent(dir, environment string, pod *corev1.Pod, mounte
 }
 
 // connected is what outriggerd says of a proxy.
-type connected struct{ Proxy, Identity, TLS, TrustDomain, Root string }
+type connected struct {
+	Proxy, Identity, TLS, TrustDomain string
+	Roots                             []string
+}
 
 // proxy waits until outriggerd serves one proxy, and that is as it should be.
 func (m *meshOnAPIServer) proxy(isGood func(connected) bool) connected {
