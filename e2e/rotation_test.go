@@ -135,9 +135,6 @@ func TestRotationCutsNothing(t *testing.T) {
 // the replica that leads is killed then. In the end the proxy does not hang any more.
 func rotateWithout(t *testing.T, pod corev1.Pod) {
 	t.Helper()
-	if err := cluster.Freeze(pod); err != nil {
-		t.Fatal(err)
-	}
 	thawed := false
 	thaw := func() {
 		if thawed {
@@ -148,7 +145,10 @@ func rotateWithout(t *testing.T, pod corev1.Pod) {
 			t.Error(err)
 		}
 	}
-	t.Cleanup(thaw)
+	t.Cleanup(thaw) // also of what a Freeze that failed has stopped
+	if err := cluster.Freeze(pod); err != nil {
+		t.Fatal(err)
+	}
 	name := pod.Namespace + "/" + pod.Name
 	if _, err := cluster.CLI(t.Context(), "certificate", "rotate", "--no-wait"); err != nil {
 		t.Fatal(err)

@@ -146,8 +146,15 @@ func (m *meshOnAPIServer) start(binary string, environment []string, args ...str
 	go func() { ended <- command.Wait() }()
 	m.t.Cleanup(func() {
 		_ = command.Process.Signal(os.Interrupt)
-		if err := <-ended; err != nil {
-			m.t.Errorf("%s: %v", filepath.Base(binary), err)
+		select {
+		case err := <-ended:
+			if err != nil {
+				m.t.Errorf("%s: %v", filepath.Base(binary), err)
+			}
+		case <-time.After(patience):
+			m.t.Errorf("%s does not end", filepath.Base(binary))
+			_ = command.Process.Kill()
+			<-ended
 		}
 		if m.t.Failed() {
 			m.t.Logf("%s:\n%s", filepath.Base(binary), log)

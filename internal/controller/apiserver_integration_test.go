@@ -34,9 +34,13 @@ var apiServer *local.APIServer
 func TestMain(m *testing.M) {
 	flag.Parse()
 	// Rotations wait most of their time, so there may be more of them than processors.
-	if err := flag.Set("test.parallel", "8"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		if err := flag.Set("test.parallel", "8"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	}
 	os.Exit(withAPIServer(m))
 }
@@ -171,7 +175,15 @@ func must(t *testing.T, err error) {
 
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	within(t, time.Minute, what, check)
+}
+
+// rotationTime is how long a rotation may take, whose steps last ten seconds each.
+const rotationTime = 4 * time.Minute
+
+func within(t *testing.T, patience time.Duration, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -20,6 +20,14 @@ import (
 // such kind, and one that comes later must count, so there is nothing to watch.
 const meshConfigInterval = 30 * time.Second
 
+// At the start it is looked for so often, so long after each other, before the mesh
+// goes on without one that cannot be read: OSM's kind may have a conversion webhook
+// that is gone.
+const (
+	firstLooks    = 5
+	firstInterval = 2 * time.Second
+)
+
 // A MeshConfigReader reads OSM's MeshConfig in the system namespace, where the cluster
 // has that kind. It runs in every replica.
 type MeshConfigReader struct {
@@ -31,12 +39,13 @@ type MeshConfigReader struct {
 	Log     logr.Logger
 
 	mu     sync.Mutex
+	failed int // looks, before the first that did not
 	looked bool
 	config *unstructured.Unstructured
 }
 
 // Now returns the MeshConfig, or nil where there is none or it cannot be read; an
-// error before the first look, so that proxies are not given one thing and then
+// error before that is known, so that proxies are not given one thing and then
 // another.
 func (r *MeshConfigReader) Now() (*unstructured.Unstructured, error) {
 	r.mu.Lock()
@@ -63,7 +72,11 @@ func (r *MeshConfigReader) Start(ctx context.Context) error {
 		if err := r.look(ctx); err != nil && ctx.Err() == nil {
 			r.Log.Error(err, "the MeshConfig stays what it was")
 		}
-		tick.Reset(meshConfigInterval)
+		if _, err := r.Now(); err != nil {
+			tick.Reset(firstInterval)
+		} else {
+			tick.Reset(meshConfigInterval)
+		}
 	}
 }
 
@@ -79,9 +92,11 @@ func (r *MeshConfigReader) look(ctx context.Context) error {
 	r.mu.Lock()
 	if err != nil {
 		config = r.config
+		r.failed++
 	}
-	changed := !r.looked || version(r.config) != version(config)
-	r.looked, r.config = true, config
+	known := r.looked || err == nil || r.failed >= firstLooks
+	changed := known && (!r.looked || version(r.config) != version(config))
+	r.looked, r.config = known, config
 	r.mu.Unlock()
 	if changed {
 		r.Changed()

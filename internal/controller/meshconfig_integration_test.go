@@ -3,6 +3,8 @@
 package controller
 
 import (
+	"context"
+	"errors"
 	"testing"
 
 	"github.com/go-logr/logr"
@@ -62,6 +64,23 @@ func TestMeshConfig(t *testing.T) {
 		}
 		want(why, version, changed)
 	}
+	nobody, err := client.New(rest.AnonymousClientConfig(apiServer.Config), client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	blind := &MeshConfigReader{Client: nobody, Namespace: w.system, Changed: func() { changes++ }, Log: logr.Discard()}
+	for look := 1; look <= firstLooks; look++ {
+		if err := blind.look(t.Context()); err == nil {
+			t.Fatal("it can be read without a right")
+		}
+		if _, err := blind.Now(); (err == nil) != (look == firstLooks) {
+			t.Errorf("after %d looks that failed: %v; the mesh goes on without one after %d", look, err, firstLooks)
+		}
+	}
+	if changes != 1 {
+		t.Errorf("that one cannot be read was told %d times; want once", changes)
+	}
+	changes = 0
 	look("a cluster without the kind", "", 1)
 	look("the same", "", 1)
 
@@ -70,6 +89,18 @@ func TestMeshConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.create(crd)
+	t.Cleanup(func() { // the API server is other tests' too
+		if err := w.admin.Delete(context.WithoutCancel(t.Context()), crd); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "the kind is gone", func() error {
+			err := w.admin.Get(context.WithoutCancel(t.Context()), client.ObjectKeyFromObject(crd), crd)
+			if err == nil {
+				return errors.New("it is there")
+			}
+			return client.IgnoreNotFound(err)
+		})
+	})
 	config := &unstructured.Unstructured{}
 	eventually(t, "MeshConfigs can be made", func() error {
 		config = &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"sidecar": map[string]any{"tlsMinProtocolVersion": "TLSv1_2"}}}}
@@ -87,12 +118,8 @@ func TestMeshConfig(t *testing.T) {
 	}
 	look("an edit", "TLSv1_3", 3)
 
-	nobody := rest.AnonymousClientConfig(w.config)
 	may := r.Client
-	var err error
-	if r.Client, err = client.New(nobody, client.Options{Mapper: w.admin.RESTMapper()}); err != nil {
-		t.Fatal(err)
-	}
+	r.Client = nobody
 	if err := r.look(t.Context()); err == nil {
 		t.Error("it can be read without a right")
 	}

@@ -155,7 +155,7 @@ func TestRotationSurvivesItsDriver(t *testing.T) {
 		c.Goal, c.By = rotation.Goal{Sign: builtIn("b", "new")}, "a test"
 	})
 	var steps []string
-	deadline := time.Now().Add(4 * time.Minute)
+	deadline := time.Now().Add(rotationTime)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for ; ; <-tick.C {

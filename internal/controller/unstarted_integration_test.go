@@ -55,7 +55,7 @@ func TestUnstartedPodsBlockAnotherTrustDomain(t *testing.T) {
 	if err := w.admin.Delete(t.Context(), before, client.GracePeriodSeconds(0)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it ends", func() error {
+	within(t, rotationTime, "it ends", func() error {
 		if s := w.read().State; s.Serving != "b" || s.Rotation != nil {
 			return errors.New(string(s.JSON()))
 		}

@@ -137,7 +137,7 @@ func Roles(roots []Root, s State, scope RootScope) (*Goal, []RootVerdict) {
 			v.Fault = strings.ReplaceAll(err.Error(), "\n", "; ")
 			continue
 		}
-		v.Authority = s.known(v.Authority)
+		v.Authority = s.known(v.Authority, scope)
 		switch r.Spec.Role {
 		case RoleActive:
 			active = append(active, v.Authority)
@@ -170,11 +170,11 @@ func Roles(roots []Root, s State, scope RootScope) (*Goal, []RootVerdict) {
 	return goal, verdicts
 }
 
-// known returns an authority as the mesh has it already, or with a free name. Vault's
-// is the same whoever vouches for its server, of which a root says nothing.
-func (s State) known(a Authority) Authority {
+// known returns an authority as the mesh has it already, or with a free name. Where
+// nothing says who vouches for Vault's server, it is whoever did before.
+func (s State) known(a Authority, scope RootScope) Authority {
 	for _, t := range s.Trusted {
-		if withoutCA(t.Authority).Same(withoutCA(a)) {
+		if t.Same(a) || scope.VaultCA == "" && withoutCA(t.Authority).Same(a) {
 			return t.Authority
 		}
 	}

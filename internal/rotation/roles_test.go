@@ -48,8 +48,9 @@ func TestRootProviders(t *testing.T) {
 	}
 }
 
-// TestRolesOfVault wants a root to stay the authority that it is when the chart names
-// another CA for Vault's server: a change of that is no reason to rotate.
+// TestRolesOfVault wants a root to be another authority when the chart names another CA
+// for Vault's server, so that it is opened anew, and the same where nothing names one,
+// as on the command line.
 func TestRolesOfVault(t *testing.T) {
 	r := root(t, "mrc", "{role: active, provider: {vault: {host: v, port: 8200, role: osm, protocol: https, token: {secretKeyRef: {name: t, key: k}}}}}")
 	first, err := r.Authority(RootScope{Namespace: "sys", VaultCA: "old-ca"})
@@ -57,8 +58,12 @@ func TestRolesOfVault(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := NewState(first, "")
-	if goal, _ := Roles([]Root{r}, s, RootScope{Namespace: "sys", VaultCA: "new-ca"}); goal == nil || !goal.Same(s.Holds()) {
+	if goal, _ := Roles([]Root{r}, s, RootScope{Namespace: "sys"}); goal == nil || !goal.Same(s.Holds()) {
 		t.Errorf("the goal is %+v; want what holds, %+v", goal, s.Holds())
+	}
+	goal, _ := Roles([]Root{r}, s, RootScope{Namespace: "sys", VaultCA: "new-ca"})
+	if goal == nil || goal.Sign.Name != "mrc-2" || goal.Sign.Vault.CASecret != "new-ca" {
+		t.Errorf("with another CA the goal is %+v; want another authority", goal)
 	}
 }
 

@@ -44,7 +44,7 @@ type Replica struct {
 type Seen struct {
 	Pods     []Pod
 	Replicas []Replica
-	// Unstarted are the pods that will run.
+	// Unstarted are the injected pods whose proxies have not started, by name.
 	Unstarted []Unstarted
 	// Open are the authorities that this replica has opened, or tried to, by name.
 	Open map[string]Open

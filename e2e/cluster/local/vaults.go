@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -46,10 +47,11 @@ func StartVaults(ctx context.Context, dir, host string, redirect bool) ([]*Vault
 // at first.
 func (v *Vault) wantVoters(ctx context.Context, want int) error {
 	var got int
+	var last error // of the server, which may have no leader for a moment
 	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
 		answer, err := v.Call(ctx, http.MethodGet, "sys/storage/raft/configuration", nil)
-		if err != nil {
-			return false, err
+		if last = err; err != nil {
+			return false, nil
 		}
 		var said struct {
 			Data struct {
@@ -72,7 +74,7 @@ func (v *Vault) wantVoters(ctx context.Context, want int) error {
 		return got == want, nil
 	})
 	if err != nil {
-		return fmt.Errorf("wait for %d servers that elect, there are %d: %w", want, got, err)
+		return fmt.Errorf("wait for %d servers that elect, there are %d: %w", want, got, errors.Join(err, last))
 	}
 	return nil
 }

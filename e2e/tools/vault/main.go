@@ -140,7 +140,6 @@ func newMember(o options, config *vault.CoreConfig) (*vault.Core, error) {
 	}
 	data, err := raft.NewRaftBackend(map[string]string{
 		"path": o.storage, "node_id": o.node,
-		"performance_multiplier":       "1", // as in production; Vault's default is for slow machines
 		"autopilot_reconcile_interval": "1s",
 		"autopilot_update_interval":    "1s",
 	}, config.Logger)
