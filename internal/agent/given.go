@@ -30,9 +30,18 @@ import (
 // the end, but a pod that has just started waits for its first.
 const lookInterval = 2 * time.Second
 
-// handover is how much time a certificate must have left to be kept against one that
-// came too early.
-const handover = 10 * time.Second
+const (
+	// standing is how long outriggerd must have said the same of what is trusted for
+	// certificates below a new root to be taken although no other authority signs. It
+	// is longer than agents take to hear of it.
+	standing = 2 * time.Minute
+	// longestHandover bounds what handover returns, by how far clocks may be apart.
+	longestHandover = 5 * time.Minute
+)
+
+// handover is how much time a certificate of a life must have left to be kept against
+// one that came too early. Whoever it is shown to may have a clock that is ahead.
+func handover(life time.Duration) time.Duration { return min(life/4, longestHandover) }
 
 // A given is a certificate from somebody else than outriggerd, not yet checked.
 type given struct {
@@ -114,9 +123,10 @@ func (i *identity) take(answer []given) error {
 	if best.equal(i.has) {
 		return nil
 	}
+	i.settle(time.Now())
 	if early := i.early(best, signed.by.trustDomain, signs); early != nil {
-		if has, err := i.signer.checkGiven(i.has, trusted); err == nil && time.Until(has.notAfter) > handover {
-			return fmt.Errorf("%w; the one of before is kept until another authority signs, or until it ends", early)
+		if has, err := i.signer.checkGiven(i.has, trusted); err == nil && time.Until(has.notAfter) > handover(i.life) {
+			return early
 		}
 	}
 	if err := i.put(signed); err != nil {
@@ -127,17 +137,29 @@ func (i *identity) take(answer []given) error {
 	return nil
 }
 
+// settle takes what outriggerd trusts for what all proxies do, when that has stood for
+// long enough: an authority may have one root more without another one that signs.
+func (i *identity) settle(now time.Time) {
+	if len(i.settled) > 0 && now.Sub(i.heard) >= standing {
+		i.settled = i.told
+	}
+}
+
 // early says why some proxies may not accept a certificate yet. When another authority
-// begins to sign, all of them trust what outriggerd does.
+// begins to sign, all of them trust what outriggerd does. Where the one of before is no
+// better, it does not matter.
 func (i *identity) early(g given, domain, signs string) error {
 	if domain != signs && i.by.trustDomain == signs {
-		return fmt.Errorf("the certificate is of trust domain %s, and outriggerd signs for %s", domain, signs)
+		return fmt.Errorf("the certificate is of trust domain %s, and outriggerd signs for %s; the one of before is kept until that changes, or until it is about to end", domain, signs)
 	}
 	if len(i.settled) == 0 {
 		return nil
 	}
+	if _, err := i.signer.checkGiven(i.has, i.settled); err != nil {
+		return nil //nolint:nilerr // the one of before leads to no settled root either
+	}
 	if _, err := i.signer.checkGiven(g, i.settled); err != nil {
-		return fmt.Errorf("the certificate leads to a root that was not trusted when authority %s began to sign", i.signs.name)
+		return fmt.Errorf("the certificate leads to a root that was not trusted when authority %s began to sign; the one of before is kept until another signs, or until the root has been trusted for %s", i.signs.name, standing)
 	}
 	return nil
 }

@@ -113,15 +113,18 @@ func TestTake(t *testing.T) {
 	dir := t.TempDir()
 	files := bootstrap.FilesIn(dir)
 	must(t, os.Mkdir(files.SecretsDir, 0o700))
-	old, next := newGiver(t), newGiver(t)
+	old, next, third := newGiver(t), newGiver(t), newGiver(t)
 	settings := bootstrap.Settings{TrustDomain: "old", ControlPlaneID: "spiffe://old/ns/outrigger-system/sa/outriggerd"}
 	i := newIdentity(Config{Settings: settings, Node: shopper, TrustFile: filepath.Join(dir, "ca.crt"), Log: slog.New(slog.DiscardHandler)}, files)
 	must(t, os.WriteFile(i.trustFile, encoded(old.root.Raw), 0o600))
 	inOld := acceptedDomain{Name: "old", Roots: roots{old.root.Raw}}
 	inNew := acceptedDomain{Name: "new", Roots: roots{next.root.Raw}}
 	bothRoots := acceptedDomain{Name: "old", Roots: roots{old.root.Raw, next.root.Raw}}
-	first, second, brief := old.give(t, time.Hour, oldName), next.give(t, time.Hour, newName), old.give(t, handover/2, oldName)
-	otherRoot := next.give(t, time.Hour, oldName)
+	threeRoots := acceptedDomain{Name: "old", Roots: roots{old.root.Raw, next.root.Raw, third.root.Raw}}
+	first, second, brief := old.give(t, time.Hour, oldName), next.give(t, time.Hour, newName), old.give(t, longestHandover/2, oldName)
+	otherRoot, itsRenewal, thirdRoot := next.give(t, time.Hour, oldName), next.give(t, time.Hour, oldName), third.give(t, time.Hour, oldName)
+	lived := func() { i.life = time.Hour }
+	stood := func() { i.heard = i.heard.Add(-standing / 2) } // what outriggerd said last
 	steps := []struct {
 		reason string
 		told   accepted // nil: as before
@@ -129,25 +132,36 @@ func TestTake(t *testing.T) {
 		answer []given
 		want   given
 		fails  string
+		passes func() // before the answer
 	}{
-		{"before outriggerd has said anything the pod's own domain counts", nil, authority{}, []given{first}, first, ""},
-		{"a domain that is not accepted is refused", accepted{inOld}, authority{name: "a", trustDomain: "old"}, []given{second}, first, "want one for " + oldName},
-		{"one that does not sign is not taken while there is one that does", accepted{inNew, inOld}, authority{}, []given{second}, first, "outriggerd signs for old"},
-		{"of both, that which signs", nil, authority{}, []given{second, first}, first, ""},
-		{"one that is about to end is taken", nil, authority{}, []given{brief}, brief, ""},
-		{"and not kept against one of another domain", nil, authority{}, []given{second}, second, ""},
-		{"back to the one that signs", nil, authority{}, []given{second, first}, first, ""},
-		{"another domain signs", nil, authority{name: "b", trustDomain: "new"}, []given{second, first}, second, ""},
-		{"the one that does not sign is not taken any more", nil, authority{}, []given{first}, second, "outriggerd signs for new"},
-		{"the old domain has been left", accepted{inNew}, authority{}, []given{first}, second, "want one for " + newName},
-		{"it is back, and alone", accepted{inOld}, authority{name: "a", trustDomain: "old"}, []given{first}, first, ""},
-		{"one of a root that came after who signs is not taken while another is good", accepted{bothRoots}, authority{name: "a", generation: "2", trustDomain: "old"}, []given{otherRoot}, first, "not trusted when authority a began to sign"},
-		{"the authority of that root signs", nil, authority{name: "c", trustDomain: "old"}, []given{otherRoot}, otherRoot, ""},
+		{"before outriggerd has said anything the pod's own domain counts", nil, authority{}, []given{first}, first, "", nil},
+		{"a domain that is not accepted is refused", accepted{inOld}, authority{name: "a", trustDomain: "old"}, []given{second}, first, "want one for " + oldName, nil},
+		{"one that does not sign is not taken while there is one that does", accepted{inNew, inOld}, authority{}, []given{second}, first, "outriggerd signs for old", nil},
+		{"of both, that which signs", nil, authority{}, []given{second, first}, first, "", nil},
+		{"one that is about to end is taken", nil, authority{}, []given{brief}, brief, "", nil},
+		{"and not kept against one of another domain", nil, authority{}, []given{second}, second, "", lived},
+		{"back to the one that signs", nil, authority{}, []given{second, first}, first, "", nil},
+		{"another domain signs", nil, authority{name: "b", trustDomain: "new"}, []given{second, first}, second, "", nil},
+		{"the one that does not sign is not taken any more", nil, authority{}, []given{first}, second, "outriggerd signs for new", nil},
+		{"the old domain has been left", accepted{inNew}, authority{}, []given{first}, second, "want one for " + newName, nil},
+		{"it is back, and alone", accepted{inOld}, authority{name: "a", trustDomain: "old"}, []given{first}, first, "", nil},
+		{"one of a root that came after who signs is not taken while another is good", accepted{bothRoots}, authority{name: "a", generation: "2", trustDomain: "old"}, []given{otherRoot}, first, "not trusted when authority a began to sign", nil},
+		{"another that is about to end is taken", nil, authority{}, []given{brief}, brief, "", nil},
+		{"and not kept against one of the new root", nil, authority{}, []given{otherRoot}, otherRoot, "", lived},
+		{"which is not better than its renewal", nil, authority{}, []given{itsRenewal}, itsRenewal, "", nil},
+		{"back to the old root", nil, authority{}, []given{first}, first, "", nil},
+		{"which is kept again", nil, authority{}, []given{otherRoot}, first, "not trusted when authority a began to sign", stood},
+		{"until the new one has stood for long enough", nil, authority{}, []given{otherRoot}, otherRoot, "", stood},
+		{"and kept against one of a third", accepted{threeRoots}, authority{}, []given{thirdRoot}, otherRoot, "not trusted when authority a began to sign", nil},
+		{"the authority of that root signs", nil, authority{name: "c", trustDomain: "old"}, []given{thirdRoot}, thirdRoot, "", nil},
 	}
 	for _, step := range steps {
 		must(t, i.hear(step.told))
 		if step.signs.name != "" {
 			i.note(step.signs)
+		}
+		if step.passes != nil {
+			step.passes()
 		}
 		if err := i.take(step.answer); (err != nil) != (step.fails != "") || err != nil && !strings.Contains(err.Error(), step.fails) {
 			t.Fatalf("%s: got %v; want %q", step.reason, err, step.fails)

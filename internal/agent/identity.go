@@ -50,7 +50,8 @@ type identity struct {
 	life    time.Duration     // which that had when it came
 	signs   authority         // who signs, as outriggerd said last
 	told    accepted          // what outriggerd trusts, as it said last; nil before
-	settled accepted          // what it trusted when it began to say that of signs
+	heard   time.Time         // when told became what it is
+	settled accepted          // what all proxies trust: told, when signs began or after standing
 	labels  map[string]string // roots, DER, to the trust domain for which outriggerd has named them
 	trust   string            // what is in the trust file
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/outrigger-mesh/outrigger/bootstrap"
 	"github.com/outrigger-mesh/outrigger/internal/signing"
@@ -121,7 +122,7 @@ func (i *identity) hear(told accepted) error {
 	if i.labels == nil {
 		i.labels = map[string]string{}
 	}
-	i.told = told
+	i.told, i.heard = told, time.Now()
 	for _, d := range told {
 		for _, root := range d.Roots {
 			i.labels[string(root)] = d.Name
