@@ -10,6 +10,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/internal/mesh"
 	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
 
@@ -126,7 +127,13 @@ func (p *plane) writeClusterBundle(ctx context.Context) bool {
 // follow passes the state of the authorities on.
 func (p *plane) follow(s rotation.State) {
 	p.follower.Follow(s)
-	p.xds.Changing(s.Rotation != nil)
+	var awaited *mesh.TrustDomain
+	if signing, ok := s.Find(s.Signing); ok && s.Rotation != nil {
+		awaited = &mesh.TrustDomain{Name: signing.TrustDomain, Bundle: signing.Roots}
+	}
+	if err := p.xds.Await(awaited); err != nil {
+		p.log.Error(err, "certificates that name no pod are not looked at again", "authority", s.Signing)
+	}
 }
 
 // report is what this replica knows of its pods, and of itself.

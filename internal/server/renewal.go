@@ -98,9 +98,7 @@ func (s *Server) follow(ctx context.Context) {
 			}
 			trusted = now
 		}
-		if s.changing.Load() {
-			s.recheck()
-		}
+		s.recheck()
 		select {
 		case <-ctx.Done():
 			return
@@ -117,17 +115,40 @@ func (s *Server) renewAll() {
 	}
 }
 
-// Changing says whether the mesh is on its way to other roots or another trust domain.
-// While it is, connections whose certificate names no pod are opened anew about once a
-// minute: whoever gives such a certificate does not tell the server when it is another
-// one, and the mesh waits for that.
-func (s *Server) Changing(now bool) { s.changing.Store(now) }
+// Await says which certificates the mesh is waiting for: those of a trust domain that
+// lead to a root of its bundle. Connections that show another one, which names no pod,
+// are opened anew about once a minute: whoever gives such a certificate does not tell
+// the server when it is another one. With nil the mesh waits for none.
+func (s *Server) Await(d *mesh.TrustDomain) error {
+	if d == nil {
+		s.awaited.Store(nil)
+		return nil
+	}
+	parsed, err := parseDomain(*d)
+	if err != nil {
+		return err
+	}
+	s.awaited.Store(parsed)
+	return nil
+}
 
+// shows reports whether a certificate leads to a root of the domain.
+func (d *domain) shows(v vouched) bool {
+	return v.trustDomain == d.name && slices.ContainsFunc(d.roots, func(der []byte) bool {
+		return slices.Contains(v.roots, fingerprint(der))
+	})
+}
+
+// recheck ends connections that may have another certificate by now, if one is awaited.
 func (s *Server) recheck() {
+	awaited := s.awaited.Load()
+	if awaited == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for p := range s.proxies {
-		if p.shown.leaf().Subject.SerialNumber == "" {
+		if p.shown.leaf().Subject.SerialNumber == "" && !awaited.shows(p.shown) {
 			p.renew(noticing+rand.N(noticing), "the certificate names no pod, and may be another one by now") //nolint:gosec // spreads load, keeps no secret
 		}
 	}

@@ -142,7 +142,7 @@ type Server struct {
 	cache   *xds.Cache
 	steps   steps
 
-	changing atomic.Bool // see [Server.Changing]
+	awaited atomic.Pointer[domain] // see [Server.Await]; nil where none is
 
 	mu        sync.Mutex
 	snapshot  *mesh.Snapshot // nil until the first Publish

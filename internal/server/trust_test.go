@@ -324,18 +324,30 @@ func TestPodWithoutItsNameChangesItsTrustDomain(t *testing.T) {
 	other.subscribe(xds.Cluster)
 	other.hear()
 
-	w.recheck()
-	_, proxies := w.current()
-	for _, p := range proxies {
-		if soon := time.Until(p.due) <= 2*noticing; soon != (p.id == pod.ID) {
-			t.Errorf("the connection of %s ends in %s; want that soon for a pod without its name alone", p.id, time.Until(p.due))
+	// looksAgain returns the pod's connection; looks tells whether it ends soon.
+	looksAgain := func(why string, awaited *mesh.TrustDomain, looks bool) (own *proxy) {
+		t.Helper()
+		must(t, w.Await(awaited))
+		w.recheck()
+		_, proxies := w.current()
+		for _, p := range proxies {
+			if soon := time.Until(p.due) <= 2*noticing; soon != (looks && p.id == pod.ID) {
+				t.Errorf("%s: the connection of %s ends in %s; want that soon for a pod without its name, if at all: %t", why, p.id, time.Until(p.due), looks)
+			}
+			if p.id == pod.ID {
+				own = p
+			}
 		}
-		if p.id == pod.ID {
-			p.renew(0, "soon is now")
-		}
+		return own
 	}
+	before, after := mesh.TrustDomain{Name: trustDomain, Bundle: w.ca.bundle()}, mesh.TrustDomain{Name: newDomain, Bundle: new.bundle()}
+	looksAgain("nothing is awaited", nil, false)
+	looksAgain("it shows what is awaited", &before, false)
+	looksAgain("another trust domain is awaited", &after, true).renew(0, "soon is now")
 	if got := status.Code(first.end()); got != codes.Unavailable {
 		t.Errorf("the stream ended as %s; want it to come again", got)
 	}
 	shows(new, newDomain)
+	looksAgain("it shows what was awaited", &after, false)
+	looksAgain("another root is awaited", &mesh.TrustDomain{Name: newDomain, Bundle: w.ca.bundle()}, true)
 }
