@@ -32,7 +32,7 @@ func TestCertificateFromSPIRE(t *testing.T) {
 	home := domain{"cluster.local", w.root}
 	release := w.serveApp()
 	w.serve()
-	spire := w.startSPIRE(home)
+	spire := w.startSPIRE(home, "api.sock")
 	s := w.borrow(bootstrap.Identity{WorkloadAPI: "api.sock"})
 	s.logs("no identity issued")
 	w.register(spire, "spiffe://cluster.local/ns/bookstore/sa/thief", time.Hour)
@@ -83,7 +83,7 @@ func TestSPIREMovesToAnotherRoot(t *testing.T) {
 	both := []domain{old, next}
 	w.goOn(change{signs: old, serves: old, trusted: both, name: "first"})
 	stop := w.serve()
-	spire := w.startSPIRE(old)
+	spire := w.startSPIRE(old, "api.sock")
 	s := w.borrow(bootstrap.Identity{WorkloadAPI: "api.sock"})
 	w.register(spire, workloadID, 40*time.Second) // SPIRE renews at half of that
 	s.ready()
@@ -109,7 +109,8 @@ func TestAnotherSPIREBehindTheSocket(t *testing.T) {
 	old, next := w.domains()
 	w.goOn(change{signs: old, serves: old, trusted: []domain{old, next}})
 	stop := w.serve()
-	spire := w.startSPIRE(old)
+	spire := w.startSPIRE(old, "api.sock")
+	w.register(w.startSPIRE(next, "next.sock"), newWorkloadID, time.Hour)
 	s := w.borrow(bootstrap.Identity{WorkloadAPI: "api.sock"})
 	w.register(spire, workloadID, 100*time.Second)
 	s.ready()
@@ -117,8 +118,10 @@ func TestAnotherSPIREBehindTheSocket(t *testing.T) {
 	first := s.call(caller).wantSPIRE(old)
 
 	w.goOn(change{signs: next, serves: old, trusted: []domain{old, next}})
+	if err := os.Rename(w.socket("next.sock"), w.socket("api.sock")); err != nil {
+		t.Fatal(err)
+	}
 	spire.StopAgent()
-	w.register(w.startSPIRE(next), newWorkloadID, time.Hour)
 	s.renewed(next, caller, first)
 	w.goOn(change{signs: next, serves: next, trusted: []domain{next}})
 	s.wantShown(newWorkloadID, stop)
@@ -136,13 +139,16 @@ func (a authority) above(t *testing.T) (certificate, key []byte) {
 	return below.pem(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
+// socket is the path of a socket in the sidecar's volume.
+func (w *world) socket(name string) string { return filepath.Join(w.dir, "identity", name) }
+
 // startSPIRE starts SPIRE for a trust domain, below its authority, with its Workload API
-// where the sidecar finds it.
-func (w *world) startSPIRE(of domain) *local.SPIRE {
+// at a socket in the sidecar's volume.
+func (w *world) startSPIRE(of domain, socket string) *local.SPIRE {
 	w.t.Helper()
 	above, key := of.authority.above(w.t)
 	spire, err := local.StartSPIRE(w.t.Context(), local.SPIREConfig{
-		Folder: filepath.Join(w.dir, "spire-"+of.domain), Socket: filepath.Join(w.dir, "identity", "api.sock"), TrustDomain: of.domain,
+		Folder: filepath.Join(w.dir, "spire-"+of.domain), Socket: w.socket(socket), TrustDomain: of.domain,
 		Authority: above, Key: key, Root: of.authority.pem(),
 	})
 	if err != nil {
@@ -175,19 +181,28 @@ type held struct {
 	answer *bufio.Reader
 }
 
-// call connects.
+// call connects, until the test ends.
 func (s *sidecar) call(caller tls.Certificate) *held {
 	s.t.Helper()
+	h, err := s.dial(caller)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { h.conn.Close() })
+	return h
+}
+
+// dial connects. The connection is the caller's to close.
+func (s *sidecar) dial(caller tls.Certificate) (*held, error) {
 	dialer := tls.Dialer{Config: &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{caller},
 		InsecureSkipVerify: true, // SPIFFE's names are no host names; wantSPIRE looks
 	}}
 	conn, err := dialer.DialContext(s.t.Context(), "tcp", s.ip+":15443")
 	if err != nil {
-		s.t.Fatal(err)
+		return nil, err
 	}
-	s.t.Cleanup(func() { conn.Close() })
-	return &held{sidecar: s, conn: conn.(*tls.Conn), answer: bufio.NewReader(conn)}
+	return &held{sidecar: s, conn: conn.(*tls.Conn), answer: bufio.NewReader(conn)}, nil
 }
 
 // wantSPIRE checks that Envoy has shown a certificate of the workload's which SPIRE
@@ -216,8 +231,11 @@ func (h *held) wantSPIRE(of domain) tls.Certificate {
 // connections, which is to be of a trust domain, and returns it.
 func (s *sidecar) renewed(of domain, caller, before tls.Certificate) (now tls.Certificate) {
 	s.t.Helper()
-	s.eventually("Envoy shows another certificate", func() error {
-		h := s.call(caller)
+	s.poll(200*time.Millisecond, "Envoy shows another certificate", func() error {
+		h, err := s.dial(caller)
+		if err != nil {
+			return err
+		}
 		defer h.conn.Close()
 		if bytes.Equal(h.conn.ConnectionState().PeerCertificates[0].Raw, before.Certificate[0]) {
 			return errors.New("it shows the one of before")

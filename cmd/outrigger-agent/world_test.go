@@ -27,8 +27,9 @@ const (
 	workloadID     = "spiffe://cluster.local/ns/bookstore/sa/store"
 	// asAgent in the environment makes the test binary the agent itself.
 	asAgent = "OUTRIGGER_TEST_AS_AGENT"
-	// patience bounds every wait. It is no assertion about speed.
-	patience = 30 * time.Second
+	// patience bounds every wait. It is no assertion about speed, and longer than the
+	// sidecar's longest back-off.
+	patience = time.Minute
 )
 
 func TestMain(m *testing.M) {
@@ -248,8 +249,14 @@ func (s *sidecar) exit() int {
 // eventually waits for a condition.
 func (w *world) eventually(what string, condition func() error) {
 	w.t.Helper()
+	w.poll(20*time.Millisecond, what, condition)
+}
+
+// poll waits for a condition, which it looks at every so often.
+func (w *world) poll(every time.Duration, what string, condition func() error) {
+	w.t.Helper()
 	deadline := time.After(patience)
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		err := condition()

@@ -171,12 +171,12 @@ func (s *SPIRE) startServer(ctx context.Context) error {
 // StartAgent starts the agent again after StopAgent, with its data, and returns when
 // it serves.
 func (s *SPIRE) StartAgent(ctx context.Context) error {
-	var err error
-	s.agent, err = startChild(ctx, s.tools["spire-agent"], s.AgentLog, []string{"run", "-config", filepath.Join(s.config.Folder, "agent.conf")})
+	agent, err := startChild(ctx, s.tools["spire-agent"], s.AgentLog, []string{"run", "-config", filepath.Join(s.config.Folder, "agent.conf")})
 	if err != nil {
 		return err
 	}
-	return s.healthy(ctx, s.agent, s.config.Socket)
+	s.agent = agent
+	return s.healthy(ctx, agent, s.config.Socket)
 }
 
 // healthy waits until a program says of itself that it is, and stops it otherwise.
