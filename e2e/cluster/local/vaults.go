@@ -47,36 +47,42 @@ func StartVaults(ctx context.Context, dir, host string, redirect bool) ([]*Vault
 // at first.
 func (v *Vault) wantVoters(ctx context.Context, want int) error {
 	var got int
-	var last error // of the server, which may have no leader for a moment
+	var last error // there may be no active server for a moment
 	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		answer, err := v.Call(ctx, http.MethodGet, "sys/storage/raft/configuration", nil)
-		if last = err; err != nil {
-			return false, nil
-		}
-		var said struct {
-			Data struct {
-				Config struct {
-					Servers []struct {
-						Voter bool `json:"voter"`
-					} `json:"servers"`
-				} `json:"config"`
-			} `json:"data"`
-		}
-		if err := json.Unmarshal(answer, &said); err != nil {
-			return false, err
-		}
-		got = 0
-		for _, server := range said.Data.Config.Servers {
-			if server.Voter {
-				got++
-			}
-		}
-		return got == want, nil
+		got, last = v.voters(ctx)
+		return last == nil && got == want, nil
 	})
 	if err != nil {
 		return fmt.Errorf("wait for %d servers that elect, there are %d: %w", want, got, errors.Join(err, last))
 	}
 	return nil
+}
+
+// voters returns how many servers elect the active one.
+func (v *Vault) voters(ctx context.Context) (int, error) {
+	answer, err := v.Call(ctx, http.MethodGet, "sys/storage/raft/configuration", nil)
+	if err != nil {
+		return 0, err
+	}
+	var said struct {
+		Data struct {
+			Config struct {
+				Servers []struct {
+					Voter bool `json:"voter"`
+				} `json:"servers"`
+			} `json:"config"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(answer, &said); err != nil {
+		return 0, fmt.Errorf("read the servers of Vault: %w", err)
+	}
+	voters := 0
+	for _, server := range said.Data.Config.Servers {
+		if server.Voter {
+			voters++
+		}
+	}
+	return voters, nil
 }
 
 // startMember starts one of several servers, as the first or to join the others.
