@@ -62,6 +62,7 @@ unit: ## unit tests, with the race detector
 
 integration: ## tests that need root: network namespaces with iptables, an API server, real Envoys
 	$(GO) test -tags netns,integration -count=1 -timeout 20m -p 1 $(INTEGRATION)
+	$(GO) test -tags integration -count=1 -timeout 20m -run SPIRE ./cmd/outrigger-agent # its others are unit tests
 
 e2e: ## end-to-end tests on a real cluster, or on KUBECONFIG with IMAGE_PREFIX
 	$(GO) test -tags e2e -count=1 -timeout 45m -v ./e2e
