@@ -91,7 +91,7 @@ func TestVaultKubernetesLogin(t *testing.T) {
 	must(t, err)
 	must(t, v.server.MakeKubernetesAuth(ctx, "clusters/one", local.KubernetesAuth{
 		Host: apiServer.Config.Host, CA: string(apiServer.Config.CAData), Reviewer: v.serviceAccountToken(t, set, "reviewer", ""),
-		Namespace: v.home.Namespace, ServiceAccount: ServiceAccount, Role: "outriggerd", Policy: "sign-" + vaultRole, TTL: "2s",
+		Namespace: v.home.Namespace, ServiceAccount: ServiceAccount, Role: "outriggerd", Policy: "sign-" + vaultRole, TTL: "6s", // long enough for one call of a busy machine
 	}))
 	must(t, admin(t).Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: "vault-reviews"},
