@@ -200,8 +200,7 @@ spec:
 	httpEcho("server").create(t, ns)
 	visitor := caller("visitor").run(t, outside)
 	server := ready(t, ns, "app=server")
-	v := keepVigil(t, buyer, urls...)
-	fresh := cluster.StartLoad(t.Context(), buyer, urls[0], "--rate", "20", "--keep-alive=false", "--timeout", "20s")
+	v, c := keepVigil(t, buyer, urls...), callAllTheTime(t, buyer, urls[0])
 	for _, move := range []struct{ to, below string }{
 		{"--to={certManager: {issuer: e2e-mesh, kind: ClusterIssuer}}", "Intermediate of the user"},
 		{"--secret=mesh-ca", "Intermediate for the mesh"},
@@ -211,14 +210,7 @@ spec:
 		checkSigner(t, visitor, server, move.below)
 		consecutive(t, stranger, urls[0], "403", 5)
 	}
-	load, err := fresh()
-	if err == nil {
-		err = load.All("200")
-	}
-	if err != nil {
-		t.Errorf("requests, each over a new connection: %v", err)
-	}
-	t.Logf("%d requests, each over a new connection", load.Requests)
+	c.end(t)
 	v.end(t)
 	eventually(t, noRequestsLeft)
 }

@@ -87,14 +87,11 @@ func TestRotationCutsNothing(t *testing.T) {
 	hangs := httpEcho("hangs").run(t, ns)
 	allow(t, ns, "hangs", ns+"/client")
 	answers(t, client, echoURL(ns, "hangs", "/"), 200)
-	v := keepVigil(t, client, urls...)
-	fast := cluster.StartLoad(t.Context(), client, urls[0], "--rate", "1000", "--concurrency", "64", "--timeout", "20s")
-	fresh := cluster.StartLoad(t.Context(), client, urls[0], "--rate", "20", "--keep-alive=false", "--timeout", "20s")
+	v, c := keepVigil(t, client, urls...), callAllTheTime(t, client, urls[0])
 	before, err := statusOfCertificates(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	started := time.Now()
 
 	rotateWithout(t, hangs)
 	after, err := statusOfCertificates(t.Context())
@@ -116,8 +113,30 @@ func TestRotationCutsNothing(t *testing.T) {
 	answersNow(t, stranger, urls[0], 403)
 	dropRoots(t, before.Signing)
 
-	took := time.Since(started)
-	for name, stop := range map[string]func() (harness.Load, error){"over connections that are kept": fast, "each over a new connection": fresh} {
+	c.end(t)
+	v.end(t)
+}
+
+// A crowd calls while the mesh changes: a thousand times a second over connections that
+// are kept, and twenty times each over a new one.
+type crowd struct {
+	started time.Time
+	loads   map[string]func() (harness.Load, error)
+}
+
+func callAllTheTime(t *testing.T, from corev1.Pod, url string) crowd {
+	t.Helper()
+	return crowd{time.Now(), map[string]func() (harness.Load, error){
+		"over connections that are kept": cluster.StartLoad(t.Context(), from, url, "--rate", "1000", "--concurrency", "64", "--timeout", "20s"),
+		"each over a new connection":     cluster.StartLoad(t.Context(), from, url, "--rate", "20", "--keep-alive=false", "--timeout", "20s"),
+	}}
+}
+
+// end wants every call to have been answered 200.
+func (c crowd) end(t *testing.T) {
+	t.Helper()
+	took := time.Since(c.started)
+	for name, stop := range c.loads {
 		load, err := stop()
 		if err == nil {
 			err = load.All("200")
@@ -127,7 +146,6 @@ func TestRotationCutsNothing(t *testing.T) {
 		}
 		t.Logf("%d requests %s, %.0f a second, half within %.0f ms, slowest %.0f ms, none failed: %t", load.Requests, name, float64(load.Requests)/took.Seconds(), load.Latency["p50"], load.Latency["max"], err == nil)
 	}
-	v.end(t)
 }
 
 // rotateWithout moves the mesh to a new root while a pod's proxy hangs. The rotation

@@ -240,7 +240,7 @@ func TestRotationToVault(t *testing.T) {
 	httpEcho("server").create(t, ns)
 	visitor := caller("visitor").run(t, outside)
 	server := ready(t, ns, "app=server")
-	v := keepVigil(t, buyer, urls...)
+	v, c := keepVigil(t, buyer, urls...), callAllTheTime(t, buyer, urls[0])
 	to := fmt.Sprintf(`{vault: {address: %q, mount: %s, role: mesh, caSecret: vault-ca, kubernetes: {role: outriggerd}}}`, vault.Address, vaultMount)
 	said, err := cluster.CLI(t.Context(), "certificate", "rotate", "--to", to, "--wait", "5m")
 	if err != nil {
@@ -248,6 +248,7 @@ func TestRotationToVault(t *testing.T) {
 	}
 	t.Log(said)
 	consecutive(t, stranger, urls[0], "403", 5)
+	c.end(t)
 	v.end(t)
 	checkSigner(t, visitor, server, "Root of "+vaultMount)
 }
