@@ -28,7 +28,7 @@ demo: ## bring up a cluster, install the mesh and show what it does (first run: 
 demo-down: ## take the demo's cluster down
 	$(CLUSTER) down
 
-test: ## pass all tests, from nothing (with built tools about 25 minutes on two cores)
+test: ## pass all tests, from nothing (with built tools about 40 minutes on two cores)
 	$(STEP) "set up: install what is missing, build the tools (first run: about 19 minutes)"
 	@$(MAKE) setup
 	$(STEP) "formatting and generated files"
