@@ -56,8 +56,12 @@ type meshOnAPIServer struct {
 	admin  client.Client
 }
 
-func newMesh(t *testing.T, server *local.APIServer) *meshOnAPIServer {
+// newMesh starts an API server, and puts there what install does before outriggerd.
+func newMesh(t *testing.T) *meshOnAPIServer {
 	t.Helper()
+	server, err := local.StartAPIServer(t.Context(), t.TempDir())
+	must(t, err)
+	t.Cleanup(server.Stop)
 	scheme := runtime.NewScheme()
 	must(t, errors.Join(clientscheme.AddToScheme(scheme), apiextensionsv1.AddToScheme(scheme)))
 	admin, err := client.New(server.Config, client.Options{Scheme: scheme})

@@ -10,17 +10,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
 )
 
 // TestClusterTrustBundle has nodes that mount ClusterTrustBundles. outriggerd writes the
 // mesh's, and puts it back when somebody else has changed or deleted it.
 func TestClusterTrustBundle(t *testing.T) {
-	server, err := local.StartAPIServer(t.Context(), t.TempDir())
-	must(t, err)
-	t.Cleanup(server.Stop)
-	m := newMesh(t, server)
+	m := newMesh(t)
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "new"}}
 	must(t, m.admin.Create(t.Context(), node))
 	node.Status.NodeInfo.KubeletVersion = "v1.37.0"
@@ -44,7 +39,7 @@ func TestClusterTrustBundle(t *testing.T) {
 	}
 	must(t, m.admin.Delete(t.Context(), bundle))
 	m.eventually("it is back after it was deleted", isBack)
-	bundle.Spec.TrustBundle = string(server.Config.CAData) // a stranger's
+	bundle.Spec.TrustBundle = string(m.server.Config.CAData) // a stranger's
 	must(t, m.admin.Update(t.Context(), bundle))
 	m.eventually("it is back after it was changed", isBack)
 }

@@ -11,8 +11,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-
-	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
 )
 
 // approved in the environment forbids every algorithm that is not approved.
@@ -46,10 +44,7 @@ func TestApproved(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	server, err := local.StartAPIServer(t.Context(), t.TempDir())
-	must(t, err)
-	t.Cleanup(server.Stop)
-	m := newMesh(t, server)
+	m := newMesh(t)
 	log := m.outriggerd(filepath.Join(dir, "outriggerd"), []string{approved}, "-webhook-address", serviceIP+":443")
 	m.eventually("outriggerd is ready", func() error { return answers("http://127.0.0.1:9091/readyz") })
 

@@ -23,7 +23,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/outrigger-mesh/outrigger/e2e/cluster/local"
 	"github.com/outrigger-mesh/outrigger/internal/annotation"
 	"github.com/outrigger-mesh/outrigger/internal/controller"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
@@ -44,10 +43,7 @@ func TestRotation(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	server, err := local.StartAPIServer(t.Context(), t.TempDir())
-	must(t, err)
-	t.Cleanup(server.Stop)
-	m := newMesh(t, server)
+	m := newMesh(t)
 	old, next := newAuthority(t), newAuthority(t) // of the Workload API
 	m.keep("mesh-ca", newAuthority(t), old)
 	m.keep("mesh-ca-2", newAuthority(t), next)
