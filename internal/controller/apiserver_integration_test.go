@@ -46,20 +46,11 @@ func TestMain(m *testing.M) {
 }
 
 func withAPIServer(m *testing.M) int {
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // there is no test yet whose context it could be
-	defer cancel()
-	dir, err := os.MkdirTemp("", "controller")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if apiServer, err = local.StartAPIServer(ctx, dir); err != nil {
-		fmt.Fprintln(os.Stderr, "start an API server:", err)
-		return 1
-	}
-	defer apiServer.Stop()
-	return m.Run()
+	//nolint:forbidigo // there is no test yet whose context it could be
+	return local.WithAPIServer(context.Background(), func(server *local.APIServer) int {
+		apiServer = server
+		return m.Run()
+	})
 }
 
 // newScheme knows Kubernetes' own kinds, CRDs, and what is added.

@@ -5,7 +5,6 @@ package identity
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -33,20 +32,11 @@ var apiServer *local.APIServer
 func TestMain(m *testing.M) { os.Exit(withAPIServer(m)) }
 
 func withAPIServer(m *testing.M) int {
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // there is no test yet whose context it could be
-	defer cancel()
-	dir, err := os.MkdirTemp("", "identity")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if apiServer, err = local.StartAPIServer(ctx, dir); err != nil {
-		fmt.Fprintln(os.Stderr, "start an API server:", err)
-		return 1
-	}
-	defer apiServer.Stop()
-	return m.Run()
+	//nolint:forbidigo // there is no test yet whose context it could be
+	return local.WithAPIServer(context.Background(), func(server *local.APIServer) int {
+		apiServer = server
+		return m.Run()
+	})
 }
 
 // admin is a client that may do everything.

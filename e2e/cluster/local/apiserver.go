@@ -33,6 +33,27 @@ type APIServer struct {
 	etcd, server *child
 }
 
+// WithAPIServer runs what needs an API server, such as all tests of a package, and
+// returns the status with which the process is to exit: that of run, or 1 where the
+// server does not start.
+func WithAPIServer(ctx context.Context, run func(*APIServer) int) int {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "apiserver")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	server, err := StartAPIServer(ctx, dir)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "start an API server:", err)
+		return 1
+	}
+	defer server.Stop()
+	return run(server)
+}
+
 // StartAPIServer starts etcd and kube-apiserver on free ports of 127.0.0.1,
 // with their data, certificates and logs in dir, and returns when the API
 // server is ready. It builds them first if the cache does not hold them. More
