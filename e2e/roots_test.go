@@ -15,43 +15,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/outrigger-mesh/outrigger/e2e/harness"
+	"github.com/outrigger-mesh/outrigger/e2e/osm"
 	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
-
-// rootKind is OSM's MeshRootCertificate, with what its CRD requires.
-const rootKind = `apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: meshrootcertificates.config.openservicemesh.io}
-spec:
-  group: config.openservicemesh.io
-  scope: Namespaced
-  names: {kind: MeshRootCertificate, listKind: MeshRootCertificateList, plural: meshrootcertificates, singular: meshrootcertificate, shortNames: [mrc]}
-  versions:
-  - name: v1alpha2
-    served: true
-    storage: true
-    subresources: {status: {}}
-    additionalPrinterColumns: [{name: Role, type: string, jsonPath: .spec.role}]
-    schema:
-      openAPIV3Schema:
-        type: object
-        properties:
-          spec:
-            type: object
-            required: [provider, role]
-            properties:
-              trustDomain: {type: string, default: cluster.local}
-              role: {type: string, enum: [active, passive, inactive]}
-              spiffeEnabled: {type: boolean, default: false}
-              provider:
-                type: object
-                oneOf: [{required: [certManager]}, {required: [vault]}, {required: [tresor]}]
-                properties:
-                  certManager: {type: object, x-kubernetes-preserve-unknown-fields: true}
-                  vault: {type: object, x-kubernetes-preserve-unknown-fields: true}
-                  tresor: {type: object, x-kubernetes-preserve-unknown-fields: true}
-          status: {type: object, x-kubernetes-preserve-unknown-fields: true}
-`
 
 // root is a MeshRootCertificate of the mesh's own CA. It is called like its Secret,
 // and so is its authority.
@@ -131,9 +97,9 @@ func rolesLeadTo(t *testing.T, secret, leaving string, told func(trustDomain str
 		t.Fatal(err)
 	}
 	secrets, domains := [2]string{now.Signing, secret}, [2]string{leaving, "cluster.local"}
-	apply(t, "%s", rootKind)
+	apply(t, "%s", osm.MeshRootCertificates)
 	t.Cleanup(func() {
-		if err := cluster.Delete(context.WithoutCancel(t.Context()), rootKind); err != nil {
+		if err := cluster.Delete(context.WithoutCancel(t.Context()), osm.MeshRootCertificates); err != nil {
 			t.Error(err)
 		}
 	})
@@ -154,7 +120,7 @@ func rolesLeadTo(t *testing.T, secret, leaving string, told func(trustDomain str
 	if secondActive == nil || !strings.Contains(secondActive.Error(), want) {
 		t.Errorf("a second active root: %v; want %q", secondActive, want)
 	}
-	withdraw(t, rootKind+"---\n"+root(secrets[0], "", "")+"---\n"+root(secrets[1], "", ""))
+	withdraw(t, osm.MeshRootCertificates+"---\n"+root(secrets[0], "", "")+"---\n"+root(secrets[1], "", ""))
 	eventually(t, func(ctx context.Context) error {
 		// The command line may decide again, and has nothing to do.
 		said, err := cluster.CLI(ctx, "certificate", "rotate", "--secret", secret, "--no-wait")

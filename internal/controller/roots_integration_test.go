@@ -15,33 +15,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
+	"github.com/outrigger-mesh/outrigger/e2e/osm"
 	"github.com/outrigger-mesh/outrigger/internal/rotation"
 )
-
-// rootCRD is OSM's, as far as it matters here.
-const rootCRD = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: meshrootcertificates.config.openservicemesh.io}
-spec:
-  group: config.openservicemesh.io
-  scope: Namespaced
-  names: {kind: MeshRootCertificate, listKind: MeshRootCertificateList, plural: meshrootcertificates, singular: meshrootcertificate, shortNames: [mrc]}
-  versions:
-    - name: v1alpha2
-      served: true
-      storage: true
-      subresources: {status: {}}
-      schema:
-        openAPIV3Schema:
-          type: object
-          properties:
-            spec:
-              type: object
-              required: [provider, role]
-              x-kubernetes-preserve-unknown-fields: true
-            status: {type: object, x-kubernetes-preserve-unknown-fields: true}
-`
 
 // rootOf is a MeshRootCertificate of the built-in provider.
 func (w *turning) rootOf(name, role string) *unstructured.Unstructured {
@@ -60,7 +36,7 @@ func (w *turning) rootOf(name, role string) *unstructured.Unstructured {
 func (w *turning) installRoots() {
 	w.t.Helper()
 	crd := &apiextensionsv1.CustomResourceDefinition{}
-	if err := yaml.Unmarshal([]byte(rootCRD), crd); err != nil {
+	if err := yaml.Unmarshal([]byte(osm.MeshRootCertificates), crd); err != nil {
 		w.t.Fatal(err)
 	}
 	w.create(crd)
